@@ -1,0 +1,318 @@
+"""The command line: `gptoss-ft COMMAND key=value …` in Hydra's syntax.
+
+Arguments are checked, and text and path values quoted, before Hydra parses them; then Hydra composes,
+sweeps and prints as it always does. Expected errors are printed without a traceback.
+
+Exit codes: 0 done; 1 ran and the answer is no; 2 the user can mend it; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from gptoss_ft.errors import ConfigError, GptOssFtError, Problem
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+COMMANDS = {
+    "train": "tune a base on conversations; writes outputs/NAME/",
+    "merge": "base + adapter = a checkpoint of its own",
+    "generate": "ask a model, with or without an adapter",
+    "tiny": "write a tiny random gpt-oss in the released file layout",
+}
+# Values that are text or paths: taken as they stand, whatever Hydra's grammar would make of them.
+TEXTS = {"prompt", "system", "name", "identity"}
+PATHS = {"file", "base", "out", "output", "model", "adapter"}
+_ASSIGNMENT = re.compile(r"(?P<key>[+~]{0,2}[\w./@-]+)=(?P<value>.*)", re.DOTALL)
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of the console script `gptoss-ft`."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(help_text())
+        sys.exit(0 if arguments else 2)
+    command, *rest = arguments
+    if command not in COMMANDS:
+        problem = Problem("unknown command", "gptoss-ft", command, f"use one of {', '.join(COMMANDS)}")
+        sys.exit(_print_error(ConfigError(problem)))
+    sys.exit(run(command, rest))
+
+
+def train(argv: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of scripts/train.py."""
+    sys.exit(run("train", list(sys.argv[1:] if argv is None else argv)))
+
+
+def merge(argv: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of scripts/merge.py."""
+    sys.exit(run("merge", list(sys.argv[1:] if argv is None else argv)))
+
+
+def run(command: str, arguments: list[str]) -> int:
+    """Runs one command and returns its exit code."""
+    if {"-h", "--help"} & set(arguments):
+        print(help_text())
+        return 0
+    _prepare_environment(hub="hub=true" in [argument.lower() for argument in arguments])
+    try:
+        return _run_hydra(command, arguments)
+    except GptOssFtError as error:
+        return _print_error(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _prepare_environment(hub: bool) -> None:
+    """No telemetry, no network unless asked; set before the libraries that read it are imported."""
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ.setdefault("HF_HUB_OFFLINE", "0" if hub else "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors to us instead of printing them
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|trl|peft")
+
+
+def _run_hydra(command: str, arguments: list[str]) -> int:
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from gptoss_ft import config
+
+    config.register()
+    schema = config.SCHEMAS[command]
+    overrides = check_arguments(command, arguments)
+    codes: list[int] = []
+
+    def task(composed: DictConfig) -> None:
+        try:
+            codes.append(_ACTIONS[command](composed))
+        except GptOssFtError as error:
+            codes.append(_print_error(error))
+
+    argv, sys.argv = sys.argv, ["gptoss-ft", *overrides]
+    try:
+        entry = hydra.main(
+            config_path=str(config.config_folder(command)), config_name=command, version_base="1.3"
+        )
+        entry(task)()
+    except OmegaConfBaseException as error:
+        raise ConfigError(config.explain(error, schema)) from error
+    except HydraException as error:
+        raise ConfigError(_explain_hydra(error, schema)) from error
+    finally:
+        sys.argv = argv
+    return max(codes, default=0)
+
+
+def _explain_hydra(error: Exception, schema: type) -> Problem:
+    """A Hydra error as a problem, by the OmegaConf error inside it where there is one."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    from gptoss_ft import config
+
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, OmegaConfBaseException) and inner.full_key:
+            problem = config.explain(inner, schema)
+            first = str(error).splitlines()[0]
+            where = f"{problem.where} ({first})" if first.startswith("In '") else problem.where
+            return Problem(problem.what, where, problem.found, problem.mend)
+        inner = inner.__cause__
+    what, *rest = str(error).strip().splitlines()
+    return Problem(what, "arguments", " ".join(line.strip() for line in rest if line.strip()))
+
+
+def check_arguments(command: str, arguments: list[str]) -> list[str]:
+    """Finds everything wrong with the arguments' keys and choices, and quotes literal values.
+
+    Returns:
+        the arguments for Hydra.
+
+    Raises:
+        ConfigError: unknown settings and choices with the nearest known one, settings given twice, two
+            recipes at once, arguments that are not assignments.
+    """
+    from gptoss_ft import config
+
+    schema = config.SCHEMAS[command]
+    problems: list[Problem] = []
+    seen: Counter[str] = Counter()
+    extra = _config_dir(arguments)
+    for argument in arguments:
+        assignment = _ASSIGNMENT.fullmatch(argument)
+        if argument.startswith("-") or assignment is None:
+            continue
+        key, value = assignment["key"].lstrip("+~"), assignment["value"]
+        seen[key] += 1
+        if command == "train" and key in config.GROUPS:
+            problems += _choice_problems(key, value, config.group_options(key, extra))
+        elif not key.startswith("hydra"):
+            problem = config.key_problem(key, schema)
+            problems += [problem] if problem else []
+    problems += [
+        Problem("given more than once", key, f"{count} times", "keep one of them")
+        for key, count in seen.items()
+        if count > 1
+    ]
+    recipes = [key for key in config.RECIPE_GROUPS if seen[key]]
+    if len(recipes) > 1:
+        mend = "a run has one recipe: keep one of them"
+        problems.append(Problem("two recipes at once", " and ".join(recipes), mend=mend))
+    if problems:
+        raise ConfigError(problems)
+    return [_opened(quoted(command, argument), config.free_keys(schema)) for argument in arguments]
+
+
+def _opened(argument: str, free: list[str]) -> str:
+    """Lets `trainer.KEY=VALUE` add a key that the defaults do not name; `++` is Hydra's way to say so."""
+    return f"++{argument}" if argument.startswith(tuple(f"{key}." for key in free)) else argument
+
+
+def _choice_problems(group: str, value: str, options: dict[str, str]) -> list[Problem]:
+    import difflib
+
+    problems = []
+    for choice in value.split(","):
+        if choice not in options and choice not in ("null", ""):
+            near = difflib.get_close_matches(choice, options, 1)
+            mend = f"did you mean {group}={near[0]}? " if near else ""
+            mend += f"choose from: {', '.join(options) or 'nothing in this version'}"
+            problems.append(Problem("no such choice", group, choice, mend))
+    return problems
+
+
+def _config_dir(arguments: list[str]) -> Path | None:
+    for position, argument in enumerate(arguments):
+        if argument in ("--config-dir", "-cd"):
+            return Path(arguments[position + 1]) if position + 1 < len(arguments) else None
+        if argument.startswith("--config-dir="):
+            return Path(argument.partition("=")[2])
+    return None
+
+
+def quoted(command: str, argument: str) -> str:
+    """An argument whose value is text or a path, quoted for Hydra; `~` expands in paths.
+
+    Lists and values that are quoted already stay as they are.
+    """
+    assignment = _ASSIGNMENT.fullmatch(argument)
+    if argument.startswith("-") or assignment is None:
+        return argument
+    key, value = assignment["key"], assignment["value"]
+    name = key.lstrip("+~").rpartition(".")[2]
+    is_path = name.endswith("path") or (name in PATHS and (command, key) not in _GROUP_KEYS)
+    if not (is_path or name in TEXTS) or re.fullmatch(r"\[.*\]", value, re.DOTALL):
+        return argument
+    if is_path:
+        value = str(Path(value).expanduser()) if value else value
+    value = value.replace("${", r"\${")
+    # In Hydra's grammar a backslash only escapes a quote, or a backslash that stands before one.
+    value = re.sub(r"(\\*)(?='|$)", lambda match: match[1] * 2, value).replace("'", r"\'")
+    return f"{key}='{value}'"
+
+
+_GROUP_KEYS = {("train", "model"), ("train", "adapter")}
+
+
+def help_text() -> str:
+    """Commands, config groups and recipes, read from the files that define them."""
+    from gptoss_ft import config
+
+    lines = ["gptoss-ft COMMAND key=value …", "", "Commands:"]
+    lines += [f"  {name:<10} {text}" for name, text in COMMANDS.items()]
+    lines += ["", "Recipes (gptoss-ft train sft=NAME data.path=FILE name=RUN):"]
+    for group in config.RECIPE_GROUPS:
+        lines += [f"  {group}={name:<16} {text}" for name, text in config.group_options(group).items()]
+    lines += ["", "Config groups (gptoss-ft train GROUP=CHOICE):"]
+    for group in config.GROUPS:
+        if group not in config.RECIPE_GROUPS:
+            lines += [
+                f"  {f'{group}={name}':<20} {text}"
+                for name, text in config.group_options(group).items()
+            ]
+    lines += [
+        "",
+        "gptoss-ft COMMAND --cfg job    every setting of a command and its value",
+        "gptoss-ft train -m KEY=A,B …   one run per value",
+        "gptoss-ft train --config-dir DIR sft=MINE   recipes of your own, in DIR/sft/",
+    ]
+    return "\n".join(lines)
+
+
+def _print_error(error: GptOssFtError) -> int:
+    count = len(error.problems)
+    head = "error" if count == 1 else f"{count} problems"
+    print(f"{head}: {error}" if count == 1 else f"{head}:\n{error}", file=sys.stderr)
+    return 2
+
+
+def _train(composed: DictConfig) -> int:
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from gptoss_ft import config
+    from gptoss_ft.train.options import TrainOptions
+    from gptoss_ft.train.sft import train_sft
+
+    hydra_config = HydraConfig.get()
+    name = composed.name or hydra_config.runtime.choices.get("sft") or "sft"
+    if hydra_config.mode == RunMode.MULTIRUN:
+        name = f"{name}-{hydra_config.job.num}"
+    composed.name = name
+    options = config.to_options(composed, TrainOptions)
+    if problems := options.problems():
+        raise ConfigError(problems)
+    train_sft(options, config.to_yaml(composed))
+    return 0
+
+
+def _merge(composed: DictConfig) -> int:
+    from gptoss_ft import config
+    from gptoss_ft.merge.plan import MergeOptions, plan_merge
+    from gptoss_ft.merge.stream import merge as write
+
+    options = config.to_options(composed, MergeOptions)
+    plan = plan_merge(options)
+    for line in plan.lines():
+        print(line)
+    if not options.dry_run:
+        write(plan)
+        print(f"merged checkpoint written to {options.out}")
+    return 0
+
+
+def _generate(composed: DictConfig) -> int:
+    from gptoss_ft import config
+    from gptoss_ft.generate import GenerateOptions, generate
+
+    return generate(config.to_options(composed, GenerateOptions))
+
+
+def _tiny(composed: DictConfig) -> int:
+    from gptoss_ft import config
+    from gptoss_ft.model.tiny import write_tiny
+
+    options = config.to_options(composed, config.TinyCommand)
+    if not options.out:
+        raise ConfigError(Problem("no folder for the model", "out", mend="say out=DIR"))
+    write_tiny(Path(options.out), options)
+    print(f"tiny gpt-oss written to {options.out}")
+    return 0
+
+
+_ACTIONS: dict[str, Callable[[Any], int]] = {
+    "train": _train,
+    "merge": _merge,
+    "generate": _generate,
+    "tiny": _tiny,
+}

@@ -1,0 +1,86 @@
+"""Errors that a user can mend.
+
+Every expected failure is a `GptOssFtError` made of one or more `Problem`s. The command line prints them
+without a traceback and exits with 2; anything else that escapes is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+MAX_PROBLEMS_IN_FULL = 20
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong, in the four parts a reader needs.
+
+    Attributes:
+        what: what is wrong, one sentence without a full stop.
+        where: `file:line`, a config key, or a tensor name.
+        found: what was found there, quoted as the user would see it; empty when `what` says it.
+        mend: what to write or do instead.
+    """
+
+    what: str
+    where: str = ""
+    found: str = ""
+    mend: str = ""
+
+    def __str__(self) -> str:
+        lines = [f"{self.where}: {self.what}" if self.where else self.what]
+        if self.found:
+            lines.append(f"    found: {self.found}")
+        if self.mend:
+            lines.append(f"    fix:   {self.mend}")
+        return "\n".join(lines)
+
+
+class GptOssFtError(Exception):
+    """Base of all expected errors; carries every problem that was found, not only the first.
+
+    The text shows the first `MAX_PROBLEMS_IN_FULL` problems in full and counts the rest.
+    """
+
+    def __init__(self, problems: Problem | Sequence[Problem]) -> None:
+        found = (problems,) if isinstance(problems, Problem) else tuple(problems)
+        if not found:
+            raise ValueError("an error needs at least one problem")
+        self.problems: tuple[Problem, ...] = found
+        super().__init__(self._text())
+
+    def _text(self) -> str:
+        shown = [str(problem) for problem in self.problems[:MAX_PROBLEMS_IN_FULL]]
+        hidden = len(self.problems) - len(shown)
+        if hidden:
+            shown.append(f"... and {hidden} more problems of {len(self.problems)} in all")
+        return "\n".join(shown)
+
+
+class ConfigError(GptOssFtError):
+    """A setting is misspelt, out of range or contradicts another one."""
+
+
+class DataError(GptOssFtError):
+    """A data file cannot be read or a row cannot be rendered."""
+
+
+class CheckpointError(GptOssFtError):
+    """A model folder is not a whole gpt-oss checkpoint."""
+
+
+class AdapterError(GptOssFtError):
+    """An adapter folder is broken or does not belong to the base it is used with."""
+
+
+class MergeError(GptOssFtError):
+    """A merge was refused; nothing was written."""
+
+
+class RunError(GptOssFtError):
+    """A run folder cannot be used as asked."""
+
+
+class MissingDependencyError(GptOssFtError):
+    """An optional dependency is not installed; the message names the extra."""

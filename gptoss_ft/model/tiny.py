@@ -1,0 +1,202 @@
+"""A tiny gpt-oss with random weights, in exactly the layout of the released checkpoints.
+
+It has the real architecture, vocabulary and tokenizer, alternates sliding and full attention, and stores its
+experts in MXFP4. It stands in for the real model wherever only the machinery is under test.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from gptoss_ft.errors import ConfigError, Problem
+from gptoss_ft.files import is_empty, whole_folder, write_json
+from gptoss_ft.harmony.vocabulary import write_tokenizer_files
+from gptoss_ft.model.checkpoint import INDEX_NAME, expected_shapes
+from gptoss_ft.mxfp4.codec import BLOCK_SIZE, floor_scales, pack
+
+VOCABULARY_ROWS = 201_088
+LOGIT_STD = 3.0
+
+
+@dataclass
+class TinyOptions:
+    """Size of the tiny model.
+
+    Attributes:
+        seed: same seed and sizes, same bytes.
+        layers: decoder layers; even ones use sliding attention, odd ones full attention.
+        hidden_size: width of the residual stream, divisible by 32.
+        intermediate_size: width of an expert, divisible by 32.
+        heads, kv_heads: attention heads of 64 dimensions each, and the key/value heads they share.
+        experts, experts_per_token: experts per layer and how many of them a token is routed to.
+    """
+
+    seed: int = 0
+    layers: int = 4
+    hidden_size: int = 128
+    intermediate_size: int = 128
+    heads: int = 4
+    kv_heads: int = 2
+    experts: int = 8
+    experts_per_token: int = 4
+
+    def problems(self, key: str = "") -> list[Problem]:
+        """Everything about the sizes that cannot be built."""
+        found = [
+            Problem("must be at least 1", key + name, str(value))
+            for name, value in vars(self).items()
+            if name != "seed" and value < 1
+        ]
+        found += [
+            Problem("must be divisible by 32, the size of an MXFP4 block", key + name, str(value))
+            for name in ("hidden_size", "intermediate_size")
+            if (value := getattr(self, name)) % BLOCK_SIZE
+        ]
+        if self.kv_heads > 0 and self.heads % self.kv_heads:
+            found.append(Problem(f"must divide heads={self.heads}", key + "kv_heads", str(self.kv_heads)))
+        if self.experts_per_token > self.experts:
+            found.append(
+                Problem(
+                    f"must not exceed experts={self.experts}",
+                    key + "experts_per_token",
+                    str(self.experts_per_token),
+                )
+            )
+        return found
+
+
+def write_tiny(out: Path, options: TinyOptions) -> None:
+    """Writes a tiny checkpoint: config, generation config, two shards with an index, tokenizer files.
+
+    Raises:
+        ConfigError: sizes that cannot be built, or a folder that is not empty.
+    """
+    problems = options.problems()
+    if not is_empty(out):
+        problems.append(
+            Problem("the folder is not empty", f"out={out}", mend="choose another folder or remove it")
+        )
+    if problems:
+        raise ConfigError(problems)
+    config = tiny_config(options)
+    with whole_folder(out) as folder:
+        write_json(folder / "config.json", config)
+        write_json(folder / "generation_config.json", GENERATION_CONFIG)
+        _write_shards(folder, dict(_tensors(config, options.seed)))
+        write_tokenizer_files(folder)
+
+
+GENERATION_CONFIG: dict[str, Any] = {
+    "bos_token_id": 199998,
+    "do_sample": True,
+    "eos_token_id": [200002, 199999, 200012],
+    "pad_token_id": 199999,
+}
+
+
+def tiny_config(options: TinyOptions) -> dict[str, Any]:
+    """config.json in the released style, with the keys that converters of other projects read."""
+    return {
+        "architectures": ["GptOssForCausalLM"],
+        "attention_bias": True,
+        "attention_dropout": 0.0,
+        "eos_token_id": 200002,
+        "experts_per_token": options.experts_per_token,
+        "head_dim": 64,
+        "hidden_act": "silu",
+        "hidden_size": options.hidden_size,
+        "initial_context_length": 4096,
+        "initializer_range": 0.02,
+        "intermediate_size": options.intermediate_size,
+        "layer_types": [
+            "full_attention" if layer % 2 else "sliding_attention" for layer in range(options.layers)
+        ],
+        "max_position_embeddings": 131072,
+        "model_type": "gpt_oss",
+        "num_attention_heads": options.heads,
+        "num_experts_per_tok": options.experts_per_token,
+        "num_hidden_layers": options.layers,
+        "num_key_value_heads": options.kv_heads,
+        "num_local_experts": options.experts,
+        "output_router_logits": False,
+        "pad_token_id": 199999,
+        "quantization_config": {
+            "modules_to_not_convert": [
+                "model.layers.*.self_attn",
+                "model.layers.*.mlp.router",
+                "model.embed_tokens",
+                "lm_head",
+            ],
+            "quant_method": "mxfp4",
+        },
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": {
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "factor": 32.0,
+            "original_max_position_embeddings": 4096,
+            "rope_type": "yarn",
+            "truncate": False,
+        },
+        "rope_theta": 150000,
+        "router_aux_loss_coef": 0.9,
+        "sliding_window": 128,
+        "swiglu_limit": 7.0,
+        "tie_word_embeddings": False,
+        "transformers_version": "4.55.0.dev0",
+        "use_cache": True,
+        "vocab_size": VOCABULARY_ROWS,
+    }
+
+
+def _tensors(config: dict[str, Any], seed: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """Random tensors in the released names, shapes and dtypes.
+
+    Matrices have standard deviation 1 / sqrt(in), so that activations keep their size. The head is larger:
+    normalised hidden states have length sqrt(hidden), so its rows give logits of deviation `LOGIT_STD` and
+    the model can become confident.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, shape in expected_shapes(config, packed=True).items():
+        if name.endswith("_scales"):
+            continue  # made together with the blocks
+        if name.endswith("_blocks"):
+            values = torch.randn(*shape[:2], shape[2] * BLOCK_SIZE, generator=generator)
+            values /= math.sqrt(values.shape[-1])
+            scales = floor_scales(values)
+            yield name, pack(values, scales)
+            yield name.removesuffix("_blocks") + "_scales", scales
+            continue
+        values = torch.randn(shape, generator=generator)
+        if name.endswith("norm.weight"):
+            values = 1 + 0.1 * values
+        elif name == "lm_head.weight":
+            values *= LOGIT_STD / math.sqrt(shape[-1])
+        elif name.endswith("bias"):
+            values *= 0.1
+        elif len(shape) == 2 and name != "model.embed_tokens.weight":
+            values /= math.sqrt(shape[-1])
+        yield name, values.to(torch.bfloat16)
+
+
+def _write_shards(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Two shards named as in the release: the layers, then embedding, final norm and head."""
+    layers = {name: tensor for name, tensor in tensors.items() if name.startswith("model.layers.")}
+    outside = {name: tensor for name, tensor in tensors.items() if name not in layers}
+    weight_map = {}
+    for number, shard in enumerate((layers, outside)):
+        file = f"model-{number:05d}-of-00002.safetensors"
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(shard, file))
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    write_json(
+        folder / INDEX_NAME,
+        {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))},
+    )

@@ -1,0 +1,94 @@
+"""What a run shows while it lasts: a progress line, and every log as a line of metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+def memory_gib() -> dict[str, float]:
+    """Memory in use, GiB: anonymous and file-backed resident pages, and the GPU's peak where there is one."""
+    resident = psutil.Process().memory_info()
+    shared = getattr(resident, "shared", 0)
+    memory = {"memory_gib": (resident.rss - shared) / 2**30, "file_pages_gib": shared / 2**30}
+    if torch.cuda.is_available():
+        memory["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return memory
+
+
+class Monitor(TrainerCallback):
+    """Progress bar with loss, learning rate, tokens/s, memory and ETA; the same numbers to metrics.jsonl."""
+
+    def __init__(self, metrics: Path) -> None:
+        self.metrics = metrics
+        self.bar: tqdm | None = None
+        self.since = time.monotonic()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.since = time.monotonic()
+        if state.is_world_process_zero:
+            self.bar = tqdm(
+                total=state.max_steps,
+                initial=state.global_step,
+                unit="step",
+                dynamic_ncols=True,
+                mininterval=1.0,
+            )
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not state.is_world_process_zero or logs is None:
+            return
+        now = time.monotonic()
+        line: dict[str, Any] = {"step": state.global_step, **logs, **memory_gib()}
+        if "tokens" in logs:
+            line["tokens_per_second"] = logs["tokens"] / max(now - self.since, 1e-9)
+            self.since = now
+        line.pop("total_flos", None)
+        with self.metrics.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+        self._show(line)
+
+    def _show(self, line: dict[str, Any]) -> None:
+        if self.bar is None:
+            return
+        if "loss" in line:
+            self.bar.set_postfix_str(
+                f"loss {line['loss']:.4f}, lr {line['learning_rate']:.2e}, "
+                f"{line.get('tokens_per_second', 0):,.0f} tok/s, {line['memory_gib']:.2f} GiB"
+            )
+        if "eval_loss" in line:
+            self.bar.write(
+                f"step {line['step']}: eval loss {line['eval_loss']:.4f}, "
+                f"token accuracy {line['eval_token_accuracy']:.1%}",
+                file=sys.stderr,
+            )
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None

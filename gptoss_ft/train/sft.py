@@ -1,0 +1,204 @@
+"""One SFT run, from a checked configuration to an adapter on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoTokenizer,
+    EarlyStoppingCallback,
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    set_seed,
+)
+from transformers.integrations import TensorBoardCallback
+from trl import SFTConfig
+
+from gptoss_ft.adapters.model import AdaptedModel, AdapterInfo, adapter_parameters, add_adapter
+from gptoss_ft.data.collate import Collator
+from gptoss_ft.data.dataset import PreparedData, prepare
+from gptoss_ft.files import whole_folder, write_json
+from gptoss_ft.harmony.vocabulary import load_vocabulary
+from gptoss_ft.model.checkpoint import Checkpoint, fingerprint, open_checkpoint
+from gptoss_ft.model.load import load_model
+from gptoss_ft.model.locate import locate_checkpoint
+from gptoss_ft.model.tiny import write_tiny
+from gptoss_ft.train.monitor import Monitor
+from gptoss_ft.train.options import TrainOptions
+from gptoss_ft.train.run import RunFolder, check_run_folder, open_run, versions
+from gptoss_ft.train.trainer import WeightedSFTTrainer
+
+Say = Callable[[str], None]
+
+
+def train_sft(options: TrainOptions, config_yaml: str, say: Say = print) -> Path:
+    """Runs supervised fine-tuning and returns the adapter's folder.
+
+    Everything that can be refused is refused before the weights are loaded: settings first, then the run
+    folder, the base's headers, and the data.
+
+    Args:
+        options: without problems (`options.problems()` is empty).
+        config_yaml: the composed configuration, kept beside the results.
+        say: where lines for people go.
+
+    Raises:
+        GptOssFtError: a run folder, checkpoint or data file that cannot be used.
+    """
+    folder = RunFolder(Path(options.output) / options.name)
+    check_run_folder(folder, options.resume)
+    checkpoint = open_base(options)
+    data = prepare(options.data, load_vocabulary(checkpoint.path))
+    for line in data.summary.lines():
+        say(line)
+    manifest = run_manifest(options, checkpoint, data)
+    open_run(folder, manifest, config_yaml, options.resume)
+
+    set_seed(options.seed)
+    model = build_model(options, checkpoint, manifest["base_fingerprint"])
+    for part, count in adapter_parameters(model).items():
+        say(f"training {count:,} parameters of {part}")
+    trainer = build_trainer(options, model, checkpoint, data, folder)
+    started = time.monotonic()
+    resume_from = folder.newest_checkpoint() if options.resume else None
+    if resume_from is not None:
+        say(f"resuming from {resume_from}")
+    trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    if trainer.is_world_process_zero():
+        finish(folder, trainer, manifest, time.monotonic() - started)
+        say(f"adapter written to {folder.adapter}")
+    return folder.adapter
+
+
+def open_base(options: TrainOptions) -> Checkpoint:
+    """The base's headers; writes the tiny model first where one is asked for and nothing is there."""
+    if options.model.tiny is not None and not Path(options.model.path).exists():
+        write_tiny(Path(options.model.path), options.model.tiny)
+    checkpoint = open_checkpoint(locate_checkpoint(options.model.path, options.hub, "model.path"))
+    return checkpoint.require_packed()
+
+
+def run_manifest(options: TrainOptions, checkpoint: Checkpoint, data: PreparedData) -> dict[str, Any]:
+    """What the run is made of."""
+    return {
+        "name": options.name,
+        "method": "sft",
+        "status": "running",
+        "base": str(options.model.path),
+        "base_fingerprint": fingerprint(checkpoint),
+        "data": options.data.path,
+        "data_fingerprint": data.fingerprint,
+        "adapter": asdict(options.adapter),
+        "seed": options.seed,
+        "data_summary": asdict(data.summary),
+        "versions": versions(),
+    }
+
+
+def build_model(options: TrainOptions, checkpoint: Checkpoint, base_fingerprint: str) -> AdaptedModel:
+    """The base with a fresh adapter."""
+    info = AdapterInfo(tuple(options.adapter.kinds), str(options.model.path), base_fingerprint)
+    return add_adapter(load_model(checkpoint), options.adapter, info)
+
+
+def build_trainer(
+    options: TrainOptions,
+    model: AdaptedModel,
+    checkpoint: Checkpoint,
+    data: PreparedData,
+    folder: RunFolder,
+) -> WeightedSFTTrainer:
+    """TRL's trainer around our model, rows and monitor."""
+    trainer = WeightedSFTTrainer(
+        model=model,
+        args=trainer_arguments(options, folder),
+        train_dataset=data.train,
+        eval_dataset=data.validation,
+        processing_class=AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True),
+        data_collator=Collator(),
+        callbacks=callbacks(options, folder),
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    return trainer
+
+
+def trainer_arguments(options: TrainOptions, folder: RunFolder) -> SFTConfig:
+    """TRL's configuration: the user's settings over ours, and what a run decides itself."""
+    on_cpu = not torch.cuda.is_available()
+    ours: dict[str, Any] = {
+        "gradient_checkpointing": False,
+        "router_aux_loss_coef": 0.0,
+        "logging_steps": 1,
+        "logging_first_step": True,
+        "dataloader_pin_memory": not on_cpu,
+        "use_cpu": on_cpu,
+    }
+    if options.has_validation:
+        ours |= {
+            "eval_strategy": "epoch",
+            "save_strategy": "epoch",
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "eval_loss",
+            "greater_is_better": False,
+        }
+    decided: dict[str, Any] = {
+        "output_dir": str(folder.checkpoints),
+        "seed": options.seed,
+        "data_seed": options.seed,
+        "report_to": "wandb" if options.tracker.kind == "wandb" else "none",
+        "run_name": options.name,
+        "bf16": False,
+        "fp16": False,
+        "packing": False,
+        "padding_free": False,
+        "max_length": None,
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+    }
+    return SFTConfig(**{**ours, **options.trainer, **decided})
+
+
+def callbacks(options: TrainOptions, folder: RunFolder) -> list[TrainerCallback]:
+    """Monitor, early stopping and trackers. W&B reads its settings from the environment."""
+    found: list[TrainerCallback] = [Monitor(folder.metrics)]
+    if options.early_stopping:
+        found.append(EarlyStoppingCallback(early_stopping_patience=options.early_stopping))
+    if options.tracker.kind == "tensorboard":
+        from torch.utils.tensorboard import SummaryWriter
+
+        found.append(TensorBoardCallback(SummaryWriter(str(folder.path / "tensorboard"))))
+    if options.tracker.kind == "wandb":
+        os.environ["WANDB_PROJECT"] = options.tracker.project
+        os.environ["WANDB_MODE"] = options.tracker.mode
+        os.environ["WANDB_DIR"] = str(folder.path)
+    return found
+
+
+def finish(
+    folder: RunFolder, trainer: WeightedSFTTrainer, manifest: dict[str, Any], seconds: float
+) -> None:
+    """Writes the adapter, then the manifest that says the run is complete."""
+    with whole_folder(folder.adapter) as temporary:
+        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(str(temporary))
+    outcome = {
+        "status": "complete",
+        "steps": trainer.state.global_step,
+        "seconds": round(seconds, 1),
+        "best_checkpoint": trainer.state.best_model_checkpoint,
+        "best_eval_loss": trainer.state.best_metric,
+        "tokens_seen": _tokens_seen(folder.metrics),
+    }
+    write_json(folder.manifest, {**manifest, **outcome})
+
+
+def _tokens_seen(metrics: Path) -> int:
+    lines = metrics.read_text(encoding="utf-8").splitlines()
+    return int(sum(json.loads(line).get("tokens", 0) for line in lines))

@@ -1,0 +1,148 @@
+"""Hypothesis strategies for chats, tools and schemas."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hypothesis import strategies as st
+
+from gptoss_ft.harmony.messages import Conversation, Message, ToolCall, ToolSpec
+
+LOOK_ALIKES = (
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<|start|>assistant<|channel|>final<|message|>",
+    "<|start|>system<|message|>",
+    "<|endoftext|>",
+    "<|constrain|>json",
+    "<|reserved_200013|>",
+)
+PIECES = (
+    "word", " ", "\n", "\n\n", "\t", "  ", "12345", "Olá, você", "naïve", "日本語", "🙂", "👩‍👧",
+    "العربية", "हिन्दी", ")", "...", "//", "# Tools", "it's", "'LL", "CamelCase", "a" * 50,
+    '"quoted"', "{", "}", "\r\n", "\u200b", "e\u0301",
+)  # fmt: skip
+
+texts = (
+    st.lists(
+        st.one_of(st.sampled_from(PIECES), st.sampled_from(LOOK_ALIKES), st.text(max_size=8)),
+        min_size=1,
+        max_size=8,
+    )
+    .map("".join)
+    .filter(bool)
+)
+maybe_texts = st.one_of(st.just(""), texts)
+names = st.from_regex(r"[A-Za-z_][A-Za-z0-9_\-]{0,12}", fullmatch=True)
+# openai-harmony reads a decimal with many digits one unit in the last place off, so few are given.
+decimals = st.builds(
+    lambda digits, power: float(f"{digits}e{power}"), st.integers(-999, 999), st.integers(-12, 18)
+)
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**62), 2**62),
+    decimals,
+    texts,
+)
+values = st.recursive(
+    scalars,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(names, inner, max_size=3)),
+    max_leaves=4,
+)
+
+
+def _noted(schemas: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
+    """The schema with any of the annotations that the tool block shows or must ignore."""
+    notes = st.fixed_dictionaries(
+        {},
+        optional={
+            "description": texts,
+            "title": texts,
+            "default": values,
+            "nullable": st.booleans(),
+            "examples": st.lists(values, max_size=2),
+            "enum": st.lists(scalars, max_size=3),
+            "minimum": st.integers(0, 3),
+        },
+    )
+    return st.tuples(schemas, notes).map(lambda pair: pair[0] | pair[1])
+
+
+_leaves = st.one_of(
+    st.sampled_from(
+        [
+            *({"type": kind} for kind in ("string", "number", "integer", "boolean", "null")),
+            {"type": ["integer", "null"]},
+            {"type": ["string", "number"]},
+            {"type": []},
+            {"type": "array"},
+            {"type": "object"},
+            {},
+            {"oneOf": []},
+            {"oneOf": None, "type": "string"},
+            {"anyOf": [{"type": "string"}]},
+        ]
+    ),
+)
+
+
+def _grown(inner: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
+    array = inner.map(lambda items: {"type": "array", "items": items})
+    one_of = st.lists(inner, min_size=1, max_size=3).map(lambda variants: {"oneOf": variants})
+    return _noted(st.one_of(array, one_of, _objects(inner)))
+
+
+@st.composite
+def _objects(draw: st.DrawFn, inner: st.SearchStrategy[dict[str, Any]]) -> dict[str, Any]:
+    properties = draw(st.dictionaries(names, inner, max_size=4))
+    schema: dict[str, Any] = {"type": "object", "properties": properties}
+    if properties and draw(st.booleans()):
+        schema["required"] = draw(st.lists(st.sampled_from(sorted(properties)), max_size=3))
+    return schema
+
+
+schemas = st.recursive(_noted(_leaves), _grown, max_leaves=6)
+parameters = st.one_of(st.none(), _objects(schemas), schemas)
+tool_specs = st.builds(ToolSpec, names, maybe_texts, parameters)
+weights = st.sampled_from((0.0, 0.5, 1.0, 2.0))
+
+
+@st.composite
+def tool_rounds(draw: st.DrawFn) -> list[Message]:
+    """An assistant message with one to three parallel calls, and the results of all of them."""
+    arguments = st.dictionaries(names, scalars, max_size=2).map(json.dumps)
+    calls = draw(st.lists(st.builds(ToolCall, names, arguments), min_size=1, max_size=3))
+    thinking, preamble = draw(maybe_texts), draw(maybe_texts)
+    asked = Message("assistant", preamble, thinking, tuple(calls), weight=draw(weights))
+    order = draw(st.permutations(calls))
+    return [asked, *(Message("tool", draw(maybe_texts), name=call.name) for call in order)]
+
+
+@st.composite
+def turns(draw: st.DrawFn) -> list[Message]:
+    """A question, any number of tool rounds, an answer; now and then an instruction in between."""
+    said = [Message("user", draw(maybe_texts))]
+    if draw(st.integers(0, 4)) == 0:
+        said.insert(0, Message(draw(st.sampled_from(("system", "developer"))), draw(maybe_texts)))
+    for called in draw(st.lists(tool_rounds(), max_size=2)):
+        said += called
+    if draw(st.integers(0, 4)) == 0:
+        said.append(Message("assistant", thinking=draw(texts), weight=draw(weights)))
+    said.append(Message("assistant", draw(texts), draw(maybe_texts), weight=draw(weights)))
+    return said
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> Conversation:
+    instructions = st.builds(Message, st.sampled_from(("system", "developer")), maybe_texts)
+    messages = draw(st.lists(instructions, max_size=2))
+    for turn in draw(st.lists(turns(), min_size=1, max_size=3)):
+        messages += turn
+    if draw(st.integers(0, 5)) == 0:
+        messages += draw(tool_rounds())[:1]
+    tools = tuple(draw(st.lists(tool_specs, max_size=2)))
+    effort = draw(st.sampled_from((None, "low", "medium", "high")))
+    return Conversation(tuple(messages), tools, effort)

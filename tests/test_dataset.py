@@ -1,0 +1,199 @@
+"""From data files to training rows: columns, split, counts, drops, errors, fingerprint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from omegaconf import OmegaConf
+
+from gptoss_ft.data.dataset import FEATURES, DataOptions, PreparedData, prepare
+from gptoss_ft.errors import ConfigError, DataError
+from gptoss_ft.harmony.conversation import parse_openai_chat
+from gptoss_ft.harmony.options import RenderOptions
+from gptoss_ft.harmony.render import IGNORE, Renderer
+from gptoss_ft.harmony.vocabulary import packaged_vocabulary
+
+VOCABULARY = packaged_vocabulary()
+
+
+def chat(number: int, turns: int = 1, **keys: Any) -> dict[str, Any]:
+    messages: list[dict[str, Any]] = []
+    for turn in range(turns):
+        messages.append({"role": "user", "content": f"question {number}.{turn}"})
+        answer = {"content": f"answer {number}.{turn}", "thinking": f"thought {turn}"}
+        messages.append({"role": "assistant"} | answer | keys)
+    return {"messages": messages}
+
+
+def write(path: Path, rows: Sequence[Any]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def prepared(path: str, **keys: Any) -> PreparedData:
+    return prepare(DataOptions(path=path, **keys), VOCABULARY)
+
+
+def numbers(dataset: datasets.Dataset) -> set[str]:
+    """The numbers of the conversations in a dataset, read back from the rendered questions."""
+    texts = [VOCABULARY.decode(ids) for ids in dataset["input_ids"]]
+    return {text.split("question ")[1].split(".")[0] for text in texts}
+
+
+def test_columns_are_the_renderers_rows(tmp_path: Path) -> None:
+    rows = [chat(1, 2), chat(2)]
+    data = prepared(write(tmp_path / "a.jsonl", rows))
+    renderer = Renderer(VOCABULARY, RenderOptions())
+    expected = [r for row in rows for r in renderer.render(parse_openai_chat(row, ""))]
+    assert data.validation is None
+    assert data.train.features == FEATURES
+    assert len(expected) == 3
+    assert data.train["input_ids"][:] == [row.input_ids for row in expected]
+    assert data.train["labels"][:] == [row.labels for row in expected]
+    assert data.train["loss_weights"][:] == [row.loss_weights for row in expected]
+    assert data.train.cache_files == []
+
+
+def test_the_split_keeps_conversations_whole_and_is_deterministic(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [chat(i, 2) for i in range(20)])
+    data = prepared(path, validation_split=0.25, seed=3)
+    assert data.validation is not None
+    held_out = numbers(data.validation)
+    assert len(held_out) == 5 and len(data.validation) == 10 == data.summary.validation_rows
+    assert held_out | numbers(data.train) == {str(i) for i in range(20)}
+    assert not held_out & numbers(data.train)
+    again, other = (prepared(path, validation_split=0.25, seed=seed) for seed in (3, 4))
+    assert again.validation is not None and other.validation is not None
+    assert numbers(again.validation) == held_out != numbers(other.validation)
+
+
+def test_a_small_share_still_holds_one_conversation_out(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [chat(1), chat(2)])
+    data = prepared(path, validation_split=0.01)
+    assert data.validation is not None and len(data.validation) == len(data.train) == 1
+    one = write(tmp_path / "b.jsonl", [chat(1)])
+    with pytest.raises(DataError, match="one conversation cannot be split"):
+        prepared(one, validation_split=0.5)
+
+
+def test_a_validation_file_is_held_out(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [chat(1)])
+    data = prepared(path, validation_path=write(tmp_path / "b.jsonl", [chat(2), chat(3)]))
+    assert data.validation is not None
+    assert (numbers(data.train), numbers(data.validation)) == ({"1"}, {"2", "3"})
+
+
+def test_the_summary_counts_what_the_columns_hold(tmp_path: Path) -> None:
+    rows = [chat(1, 2), chat(2, thinking=""), chat(3, weight=0)]
+    data = prepared(write(tmp_path / "a.jsonl", rows))
+    summary = data.summary
+    labels = [label for row in data.train["labels"] for label in row]
+    assert (summary.conversations, summary.rows, summary.validation_rows) == (3, 3, 0)
+    assert summary.tokens == len(labels)
+    assert summary.longest == max(len(row) for row in data.train["labels"])
+    assert summary.trained_tokens == sum(label != IGNORE for label in labels)
+    assert sum(summary.channel_tokens.values()) == summary.trained_tokens
+    assert summary.channel_tokens["analysis"] > 0 == summary.channel_tokens["tool_call"]
+    assert (summary.finals, summary.bare_finals) == (3, 1)
+    assert list(summary.dropped.values()) == [1]
+    text = "\n".join(summary.lines())
+    assert "3 conversations, 3 rows" in text
+    assert "dropped 1: conversations in which every trained message has weight 0" in text
+    assert "1 of 3 trained finals have no analysis" in text
+
+
+def test_long_rows_are_dropped_or_refused(tmp_path: Path) -> None:
+    long = chat(4)
+    long["messages"][0]["content"] = "question 4. " + "word " * 500
+    path = write(tmp_path / "a.jsonl", [chat(1), long, chat(3)])
+    data = prepared(path, max_length=300)
+    assert numbers(data.train) == {"1", "3"}
+    assert data.summary.dropped == {"rows longer than max_length=300": 1}
+    exact = data.summary.longest
+    assert len(prepared(path, max_length=exact).train) == 2
+    with pytest.raises(DataError) as caught:
+        prepared(path, max_length=exact, on_too_long="error")
+    (problem,) = caught.value.problems
+    assert problem.where == f"{path}:2" and problem.found.endswith(" tokens")
+    with pytest.raises(DataError, match=r"no row is left to train on(.|\n)*max_length=10"):
+        prepared(path, max_length=10)
+
+
+def test_a_file_without_weight_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no row is left to train on"):
+        prepared(write(tmp_path / "a.jsonl", [chat(1, weight=0)]))
+    with pytest.raises(DataError, match="no row is left to validate on"):
+        held_out = write(tmp_path / "b.jsonl", [chat(1, weight=0)])
+        prepared(write(tmp_path / "a.jsonl", [chat(1)]), validation_path=held_out)
+
+
+def test_the_bad_rows_of_all_files_are_reported_at_once(tmp_path: Path) -> None:
+    prompt = {"messages": [{"role": "user", "content": "a"}]}
+    train = write(tmp_path / "a.jsonl", [chat(1), prompt, "text"])
+    held_out = write(tmp_path / "b.jsonl", [{"messages": [{"role": "bot", "content": "a"}]}])
+    with pytest.raises(DataError) as caught:
+        prepared(train, validation_path=held_out)
+    assert [problem.where for problem in caught.value.problems] == [
+        f"{train}:2 messages",
+        f"{train}:3",
+        f"{held_out}:1 messages[0].role",
+    ]
+    with pytest.raises(DataError) as caught:
+        prepared(str(tmp_path / "c.jsonl"), validation_path=held_out)
+    assert len(caught.value.problems) == 2
+
+
+def test_the_first_problems_are_shown_and_the_rest_counted(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"and 30 more problems of 50 in all") as caught:
+        prepared(write(tmp_path / "a.jsonl", [{}] * 50))
+    assert len(caught.value.problems) == 50
+
+
+def test_the_fingerprint_follows_content_and_options_not_the_place(tmp_path: Path) -> None:
+    first = prepared(write(tmp_path / "a.jsonl", [chat(1), chat(2)])).fingerprint
+    path = write(tmp_path / "b.jsonl", [chat(1), chat(2)])
+    assert len(first) == 64 and prepared(path).fingerprint == first
+    others = [
+        prepared(path, render=RenderOptions(effort="low")),
+        prepared(path, max_length=1000),
+        prepared(path, validation_split=0.5),
+        prepared(path, validation_path=path),
+        prepared(write(tmp_path / "c.jsonl", [chat(2), chat(1)])),
+    ]
+    assert len({first, *(data.fingerprint for data in others)}) == 6
+
+
+def test_options_out_of_range_are_all_named() -> None:
+    options = DataOptions(
+        validation_split=1.0,
+        max_length=0,
+        on_too_long="cut",
+        render=RenderOptions(effort="max"),
+    )
+    with pytest.raises(ConfigError) as caught:
+        prepare(options, VOCABULARY)
+    assert [problem.where for problem in caught.value.problems] == [
+        "data.path",
+        "data.validation_split",
+        "data.max_length",
+        "data.on_too_long",
+        "data.render.effort",
+    ]
+    both = DataOptions(path="a", validation_path="b", validation_split=0.1)
+    assert [problem.where for problem in both.problems("data")] == ["data.validation_split"]
+    assert DataOptions(path="a").problems("data") == []
+
+
+def test_options_work_as_a_structured_config() -> None:
+    config = OmegaConf.structured(DataOptions)
+    config = OmegaConf.merge(config, {"path": "a", "render": {"weights": {"analysis": 0.5}}})
+    options = OmegaConf.to_object(config)
+    assert isinstance(options, DataOptions) and isinstance(options.render, RenderOptions)
+    weights = {"analysis": 0.5, "commentary": 1.0, "final": 1.0, "tool_call": 1.0}
+    assert asdict(options)["render"]["weights"] == weights
