@@ -88,9 +88,9 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
 
     from gptoss_ft import config
 
-    config.register()
-    schema = config.SCHEMAS[command]
-    overrides = check_arguments(command, arguments)
+    schema = config.schema_of(command)
+    config.register(command, schema)
+    overrides = check_arguments(command, arguments, schema)
     codes: list[int] = []
 
     def task(composed: DictConfig) -> None:
@@ -132,8 +132,13 @@ def _explain_hydra(error: Exception, schema: type) -> Problem:
     return Problem(what, "arguments", " ".join(line.strip() for line in rest if line.strip()))
 
 
-def check_arguments(command: str, arguments: list[str]) -> list[str]:
+def check_arguments(command: str, arguments: list[str], schema: type) -> list[str]:
     """Finds everything wrong with the arguments' keys and choices, and quotes literal values.
+
+    Args:
+        command: one of `COMMANDS`.
+        arguments: as typed, without the command.
+        schema: the command's dataclass.
 
     Returns:
         the arguments for Hydra.
@@ -144,7 +149,6 @@ def check_arguments(command: str, arguments: list[str]) -> list[str]:
     """
     from gptoss_ft import config
 
-    schema = config.SCHEMAS[command]
     problems: list[Problem] = []
     seen: Counter[str] = Counter()
     extra = _config_dir(arguments)
@@ -300,9 +304,9 @@ def _generate(composed: DictConfig) -> int:
 
 def _tiny(composed: DictConfig) -> int:
     from gptoss_ft import config
-    from gptoss_ft.model.tiny import write_tiny
+    from gptoss_ft.model.tiny import TinyCommand, write_tiny
 
-    options = config.to_options(composed, config.TinyCommand)
+    options = config.to_options(composed, TinyCommand)
     if not options.out:
         raise ConfigError(Problem("no folder for the model", "out", mend="say out=DIR"))
     write_tiny(Path(options.out), options)

@@ -10,7 +10,6 @@ import difflib
 import types
 import typing
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,33 +18,32 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gptoss_ft.errors import ConfigError, Problem
-from gptoss_ft.generate import GenerateOptions
-from gptoss_ft.merge.plan import MergeOptions
-from gptoss_ft.model.tiny import TinyOptions
-from gptoss_ft.train.options import TrainOptions
 
 GROUPS = ("model", "adapter", "data", "trainer", "tracker", "sft", "dpo")
 RECIPE_GROUPS = ("sft", "dpo")
 Options = TypeVar("Options")
 
 
-@dataclass
-class TinyCommand(TinyOptions):
-    """Where the tiny model goes, and its sizes.
+def schema_of(command: str) -> type:
+    """The dataclass behind a command's configuration. Imported here, so that no command pays for another's."""
+    match command:
+        case "train":
+            from gptoss_ft.train.options import TrainOptions
 
-    Attributes:
-        out: a folder that does not exist or is empty.
-    """
+            return TrainOptions
+        case "merge":
+            from gptoss_ft.merge.plan import MergeOptions
 
-    out: str = ""
+            return MergeOptions
+        case "generate":
+            from gptoss_ft.generate import GenerateOptions
 
+            return GenerateOptions
+        case "tiny":
+            from gptoss_ft.model.tiny import TinyCommand
 
-SCHEMAS: dict[str, type] = {
-    "train": TrainOptions,
-    "merge": MergeOptions,
-    "generate": GenerateOptions,
-    "tiny": TinyCommand,
-}
+            return TinyCommand
+    raise ValueError(command)
 
 
 def asset(name: str) -> Path:
@@ -64,11 +62,10 @@ def config_folder(command: str) -> Path:
     return asset("configs") if command == "train" else asset("configs") / "tools"
 
 
-def register() -> None:
-    """Makes schemas and the asset resolver known to Hydra; may be called again."""
+def register(command: str, schema: type) -> None:
+    """Makes a command's schema and the asset resolver known to Hydra; may be called again."""
     store = ConfigStore.instance()
-    for command, schema in SCHEMAS.items():
-        store.store(name=f"{command}_schema", node=schema)
+    store.store(name=f"{command}_schema", node=schema)
     quiet = {"run": {"dir": "."}, "output_subdir": None, "sweep": {"dir": "outputs", "subdir": "."}}
     store.store(name="quiet", node={"hydra": quiet}, package="_global_")
     OmegaConf.register_new_resolver("gptoss_ft", lambda name: str(asset(name)), replace=True)

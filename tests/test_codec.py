@@ -111,7 +111,9 @@ def test_pack_rounds_any_value_to_nearest(values: list[float], scale: int) -> No
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=BLOCK_SIZE, max_size=BLOCK_SIZE))
+@given(
+    st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=BLOCK_SIZE, max_size=BLOCK_SIZE)
+)
 def test_floor_scales_follow_the_specification(values: list[float]) -> None:
     found = floor_scales(torch.tensor(values))
     assert found.shape == (1,) and found.dtype == torch.uint8

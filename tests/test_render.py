@@ -105,13 +105,16 @@ def test_tool_block_of_a_schema_with_everything(harmony_encoding: oh.HarmonyEnco
         "properties": {"lat": {"type": "number", "default": 1e-5}, "tags": {"type": "array"}},
         "required": ["lat"],
     }
+    one = {"type": "integer", "description": "one"}
     schema = {
         "type": "object",
         "properties": {
             "place": place,
             "places": {"type": "array", "items": place, "description": "Several\nof them"},
             "unit": {"type": "string", "enum": ["°C", "°F"], "default": "°C", "nullable": True},
-            "size": {"oneOf": [{"type": "integer", "description": "one"}, place], "default": 3},
+            "size": {"oneOf": [one, place], "default": 3},
+            "same": {"description": "one", "oneOf": [one, one | {"type": "string"}]},
+            "later": {"description": "two", "oneOf": [one, {"description": "two"}]},
             "units": {"type": "array", "items": {"type": "string", "enum": ["a", "b"]}},
             "big": {"type": "number", "default": 1e22, "title": "Big", "examples": ["x", 3]},
             "free": {"default": {"a": [1.0, None, "ç\u0001"]}},

@@ -142,6 +142,10 @@ def test_all_problems_of_a_full_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         write_tiny(tmp_path, TinyOptions(hidden_size=1, experts=-1))
     text = str(caught.value)
-    for part in ("hidden_size", "experts: must be at least 1", f"out={tmp_path}: the folder is not"):
+    for part in (
+        "hidden_size",
+        "experts: must be at least 1",
+        f"out={tmp_path}: the folder is not",
+    ):
         assert part in text
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +50,9 @@ class TinyOptions:
     def problems(self, key: str = "") -> list[Problem]:
         """Everything about the sizes that cannot be built."""
         found = [
-            Problem("must be at least 1", key + name, str(value))
-            for name, value in vars(self).items()
-            if name != "seed" and value < 1
+            Problem("must be at least 1", key + item.name, str(getattr(self, item.name)))
+            for item in fields(TinyOptions)
+            if item.name != "seed" and getattr(self, item.name) < 1
         ]
         found += [
             Problem("must be divisible by 32, the size of an MXFP4 block", key + name, str(value))
@@ -70,6 +70,17 @@ class TinyOptions:
                 )
             )
         return found
+
+
+@dataclass
+class TinyCommand(TinyOptions):
+    """Where the tiny model goes, and its sizes.
+
+    Attributes:
+        out: a folder that does not exist or is empty.
+    """
+
+    out: str = ""
 
 
 def write_tiny(out: Path, options: TinyOptions) -> None:

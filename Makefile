@@ -1,0 +1,55 @@
+# Needs only python3 (3.11 or newer, with venv) and make; everything else is installed into .venv.
+PYTHON ?= python3
+# Pinned, so that every machine tests with the same numerics. Override for a CUDA build of your choice.
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+DEMO := outputs/demo
+RUN := $(BIN)/gptoss-ft
+ANSWERS := file=data/lighthouse.jsonl max_new_tokens=192 batch_size=16
+
+.PHONY: help venv demo test test-slow lint clean
+
+help:
+	@echo "make demo       tune, merge and ask a tiny gpt-oss: the whole job in minutes, on a laptop"
+	@echo "make test       all tests but the slow ones"
+	@echo "make test-slow  the slow ones"
+	@echo "make lint       ruff and mypy"
+	@echo "make venv       only create .venv and install"
+
+venv: .venv/installed
+
+.venv/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "python3 is too old: 3.11 or newer is needed (make PYTHON=python3.12 …)"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $@
+
+# Two adapters on the same tiny base: `lossless`, merged back into MXFP4, and LoRA on attention and experts,
+# merged to bfloat16. The merged models must give the trained answers, the base must give none of them.
+demo: venv
+	rm -rf $(DEMO)
+	$(RUN) tiny out=$(DEMO)/base layers=6 heads=8
+	$(RUN) train sft=demo output=$(DEMO) name=lossless model.path=$(DEMO)/base
+	$(RUN) merge base=$(DEMO)/base adapter=$(DEMO)/lossless/adapter out=$(DEMO)/lossless-mxfp4 to=mxfp4
+	$(RUN) train sft=demo adapter=attention_experts output=$(DEMO) name=experts model.path=$(DEMO)/base
+	$(RUN) merge base=$(DEMO)/base adapter=$(DEMO)/experts/adapter out=$(DEMO)/experts-bf16 to=bf16
+	$(RUN) generate model=$(DEMO)/base $(ANSWERS) max_new_tokens=64 out=$(DEMO)/base.jsonl max_exact=0
+	$(RUN) generate model=$(DEMO)/lossless-mxfp4 $(ANSWERS) out=$(DEMO)/lossless-mxfp4.jsonl min_exact=0.9
+	$(RUN) generate model=$(DEMO)/experts-bf16 $(ANSWERS) out=$(DEMO)/experts-bf16.jsonl min_exact=0.9
+	@echo "demo: both merged models give the trained answers, the base gives none"
+
+test: venv
+	$(BIN)/python -m pytest -m "not slow and not gpu and not network and not runtime"
+
+test-slow: venv
+	$(BIN)/python -m pytest -m slow
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf outputs multirun .pytest_cache .mypy_cache .ruff_cache
