@@ -42,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         sys.exit(0 if arguments else 2)
     command, *rest = arguments
     if command not in COMMANDS:
-        problem = Problem("unknown command", "gptoss-ft", command, f"use one of {', '.join(COMMANDS)}")
+        problem = Problem(
+            "unknown command", "gptoss-ft", command, f"use one of {', '.join(COMMANDS)}"
+        )
         sys.exit(_print_error(ConfigError(problem)))
     sys.exit(run(command, rest))
 
@@ -236,7 +238,9 @@ def help_text() -> str:
     lines += [f"  {name:<10} {text}" for name, text in COMMANDS.items()]
     lines += ["", "Recipes (gptoss-ft train sft=NAME data.path=FILE name=RUN):"]
     for group in config.RECIPE_GROUPS:
-        lines += [f"  {group}={name:<16} {text}" for name, text in config.group_options(group).items()]
+        lines += [
+            f"  {group}={name:<16} {text}" for name, text in config.group_options(group).items()
+        ]
     lines += ["", "Config groups (gptoss-ft train GROUP=CHOICE):"]
     for group in config.GROUPS:
         if group not in config.RECIPE_GROUPS:

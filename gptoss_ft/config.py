@@ -123,7 +123,9 @@ def key_problem(key: str, schema: type) -> Problem | None:
     tails = {known.rpartition(".")[2]: known for known in keys}
     if not near:
         near = [tails[tail] for tail in difflib.get_close_matches(key.rpartition(".")[2], tails, 1)]
-    mend = f"did you mean {near[0]}?" if near else "see `gptoss-ft COMMAND --cfg job` for all settings"
+    mend = (
+        f"did you mean {near[0]}?" if near else "see `gptoss-ft COMMAND --cfg job` for all settings"
+    )
     return Problem("unknown setting", key, mend=mend)
 
 
@@ -133,7 +135,9 @@ def explain(error: OmegaConfBaseException, schema: type) -> Problem:
     message = (error.msg or str(error)).splitlines()[0]
     if key and (problem := key_problem(key, schema)):
         return problem
-    return Problem(message, key, mend="see `gptoss-ft COMMAND --cfg job` for the settings and their values")
+    return Problem(
+        message, key, mend="see `gptoss-ft COMMAND --cfg job` for the settings and their values"
+    )
 
 
 def group_options(group: str, extra: Path | None = None) -> dict[str, str]:

@@ -60,7 +60,9 @@ def _fsync(path: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented UTF-8 JSON with a final newline, atomically."""
     with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(
+            json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 def sha256_file(path: Path) -> str:

@@ -84,7 +84,11 @@ class GenerateOptions:
             )
         if self.system and self.file:
             found.append(
-                Problem("goes with prompt only", "system", mend="put the instructions into the file's rows")
+                Problem(
+                    "goes with prompt only",
+                    "system",
+                    mend="put the instructions into the file's rows",
+                )
             )
         for name in ("max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
@@ -235,7 +239,9 @@ def _shown(answer: Answer) -> str:
         to = f" to {message.recipient}" if message.recipient else ""
         lines.append(f"  {(message.channel or 'no channel') + to}: {message.text}")
     if answer.exact is not None:
-        lines.append("  = the file's answer" if answer.exact else f"  ≠ {answer.question.reference}")
+        lines.append(
+            "  = the file's answer" if answer.exact else f"  ≠ {answer.question.reference}"
+        )
     return "\n".join(lines)
 
 

@@ -100,7 +100,11 @@ def test_keys_and_config_are_what_stock_peft_writes(tiny_checkpoint: Path, tmp_p
     ours = _adapted(tiny_checkpoint, AdapterOptions(["attention", "experts"], r=8, expert_r=8))
     ours.save_pretrained(str(tmp_path / "ours"))
     config = LoraConfig(
-        r=8, lora_alpha=32, target_modules=ATTENTION, target_parameters=EXPERTS, task_type="CAUSAL_LM"
+        r=8,
+        lora_alpha=32,
+        target_modules=ATTENTION,
+        target_parameters=EXPERTS,
+        task_type="CAUSAL_LM",
     )
     get_peft_model(load_stock(tiny_checkpoint), config).save_pretrained(tmp_path / "theirs")
     shapes = [
@@ -109,7 +113,8 @@ def test_keys_and_config_are_what_stock_peft_writes(tiny_checkpoint: Path, tmp_p
     ]
     assert shapes[0] == shapes[1]
     configs = [
-        json.loads((tmp_path / who / "adapter_config.json").read_text()) for who in ("ours", "theirs")
+        json.loads((tmp_path / who / "adapter_config.json").read_text())
+        for who in ("ours", "theirs")
     ]
     differing = {key for key in configs[1] if configs[0][key] != configs[1][key]}
     assert differing <= {"base_model_name_or_path", "target_modules", "lora_alpha"}

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stock import TOKENS, load_stock, logits_and_experts
 from transformers import GptOssConfig
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts, GptOssForCausalLM
@@ -20,7 +21,6 @@ from gptoss_ft.model.load import load_model
 from gptoss_ft.model.locate import locate_checkpoint
 from gptoss_ft.model.storage import linear
 from gptoss_ft.mxfp4.codec import floor_scales, pack
-from stock import TOKENS, load_stock, logits_and_experts
 
 
 def _ids(length: int) -> torch.Tensor:
@@ -77,9 +77,7 @@ def test_loading_does_not_copy_the_files(tiny_checkpoint: Path) -> None:
 
 def test_dense_checkpoints_are_refused_for_training(tmp_path: Path, tiny_checkpoint: Path) -> None:
     dense = tmp_path / "dense"
-    load_stock(tiny_checkpoint, torch.bfloat16).save_pretrained(
-        dense, save_original_format=False
-    )
+    load_stock(tiny_checkpoint, torch.bfloat16).save_pretrained(dense, save_original_format=False)
     checkpoint = open_checkpoint(dense)
     assert not checkpoint.is_packed
     with pytest.raises(CheckpointError, match="train on the MXFP4 checkpoint"):

@@ -57,7 +57,9 @@ class AdaptedModel(PeftModelForCausalLM):
         }
         if trained:
             save_file(trained, folder / TRAINED_TENSORS, metadata={"format": "pt"})
-        write_json(folder / ADAPTER_INFO, {"format": 1, **asdict(self.info), "version": __version__})
+        write_json(
+            folder / ADAPTER_INFO, {"format": 1, **asdict(self.info), "version": __version__}
+        )
 
     def load_adapter(self, model_id: str, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
         """Loads as PEFT does, plus trained tensors."""
@@ -90,7 +92,9 @@ def load_adapter(model: WeightedGptOss, adapter: Adapter, trainable: bool = Fals
     attach_trained(model, adapter.trained)
     config = LoraConfig.from_pretrained(str(adapter.path))
     config.inference_mode = not trainable
-    info = AdapterInfo(tuple(adapter.kinds), model.config.name_or_path, adapter.base_fingerprint or "")
+    info = AdapterInfo(
+        tuple(adapter.kinds), model.config.name_or_path, adapter.base_fingerprint or ""
+    )
     adapted = _adapted(model, config, info)
     adapted.load_adapter(str(adapter.path), "default", is_trainable=trainable)
     return adapted.train(trainable).requires_grad_(False) if not trainable else adapted
@@ -111,9 +115,9 @@ def adapter_parameters(model: AdaptedModel) -> dict[str, int]:
             part = (
                 "full tensors"
                 if ".lora_" not in name
-                else "experts" if ".experts." in name else "attention"
+                else "experts"
+                if ".experts." in name
+                else "attention"
             )
             counts[part] += parameter.numel()
     return {part: count for part, count in counts.items() if count}
-
-

@@ -53,12 +53,16 @@ class AdapterOptions:
             if kind not in KINDS
         ]
         if not self.kinds:
-            found.append(Problem("nothing to train", key + "kinds", "[]", f"use any of {', '.join(KINDS)}"))
+            found.append(
+                Problem("nothing to train", key + "kinds", "[]", f"use any of {', '.join(KINDS)}")
+            )
         if self.r < 1:
             found.append(Problem("the rank must be at least 1", key + "r", str(self.r)))
         if self.expert_r < 0:
             found.append(
-                Problem("must be 0 (derived from r) or a rank", key + "expert_r", str(self.expert_r))
+                Problem(
+                    "must be 0 (derived from r) or a rank", key + "expert_r", str(self.expert_r)
+                )
             )
         if self.alpha <= 0:
             found.append(Problem("must be above 0", key + "alpha", str(self.alpha)))

@@ -27,7 +27,9 @@ class Collator:
         """
         longest = max(len(row["input_ids"]) for row in rows)
         return {
-            "input_ids": _padded([row["input_ids"] for row in rows], longest, ENDOFTEXT, torch.int64),
+            "input_ids": _padded(
+                [row["input_ids"] for row in rows], longest, ENDOFTEXT, torch.int64
+            ),
             "attention_mask": _padded(
                 [[1] * len(row["input_ids"]) for row in rows], longest, 0, torch.int64
             ),

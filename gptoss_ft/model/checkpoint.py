@@ -148,12 +148,16 @@ def read_config(path: Path) -> dict[str, Any]:
         )
     if not file.is_file():
         raise CheckpointError(
-            Problem("config.json is missing", str(path), mend="copy it from the original checkpoint")
+            Problem(
+                "config.json is missing", str(path), mend="copy it from the original checkpoint"
+            )
         )
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CheckpointError(Problem("config.json is not valid JSON", str(file), str(error))) from error
+        raise CheckpointError(
+            Problem("config.json is not valid JSON", str(file), str(error))
+        ) from error
     if config.get("model_type") != "gpt_oss":
         raise CheckpointError(
             Problem(
@@ -180,7 +184,11 @@ def _shard_files(path: Path) -> list[Path]:
         )
     names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     missing = [
-        Problem("a shard named in the index is missing", str(path / name), mend="copy or download it again")
+        Problem(
+            "a shard named in the index is missing",
+            str(path / name),
+            mend="copy or download it again",
+        )
         for name in names
         if not (path / name).is_file()
     ]
@@ -274,7 +282,9 @@ def _layout_problems(checkpoint: Checkpoint) -> Iterator[Problem]:
     for name, shape in expected.items():
         info = checkpoint.tensors.get(name)
         if info is None:
-            yield Problem("a tensor is missing", name, mend=f"complete the checkpoint in {checkpoint.path}")
+            yield Problem(
+                "a tensor is missing", name, mend=f"complete the checkpoint in {checkpoint.path}"
+            )
         elif info.shape != shape:
             yield Problem(
                 "a tensor has the wrong shape",
@@ -290,7 +300,9 @@ def _layout_problems(checkpoint: Checkpoint) -> Iterator[Problem]:
                 "MXFP4 blocks and scales are U8, everything else is floating point",
             )
     for name in checkpoint.tensors.keys() - expected.keys():
-        yield Problem("a tensor does not belong to gpt-oss", name, mend="remove it from the checkpoint")
+        yield Problem(
+            "a tensor does not belong to gpt-oss", name, mend="remove it from the checkpoint"
+        )
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:

@@ -114,7 +114,9 @@ class PackedExperts(nn.Module):
             gated = self._swiglu(gate_up + gate_up_bias[expert].to(gate_up.dtype))
             down = self._project(gated, expert, "down_proj", down_updates)
             down = down + down_bias[expert].to(down.dtype)
-            output.index_add_(0, token, (down * routing_weights[token, slot, None]).to(output.dtype))
+            output.index_add_(
+                0, token, (down * routing_weights[token, slot, None]).to(output.dtype)
+            )
         return output
 
     def _project(

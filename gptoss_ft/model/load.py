@@ -7,7 +7,6 @@ store bfloat16 and compute in the dtype of their input.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -145,7 +144,9 @@ def load_model(checkpoint: Checkpoint, device: torch.device | None = None) -> We
     unloaded = {key: report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     if any(unloaded.values()):
         raise CheckpointError(
-            Problem("transformers could not place every tensor", str(checkpoint.path), str(unloaded))
+            Problem(
+                "transformers could not place every tensor", str(checkpoint.path), str(unloaded)
+            )
         )
     for module in model.modules():
         if isinstance(module, StoredEmbedding):

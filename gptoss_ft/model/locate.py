@@ -32,4 +32,6 @@ def locate_checkpoint(name: str, hub: bool, key: str) -> Path:
         raise CheckpointError(Problem("there is no model folder here", key, name, mend))
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(name, allow_patterns=CHECKPOINT_FILES, ignore_patterns=["original/*"]))
+    return Path(
+        snapshot_download(name, allow_patterns=CHECKPOINT_FILES, ignore_patterns=["original/*"])
+    )

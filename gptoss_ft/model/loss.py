@@ -135,7 +135,9 @@ def _reduce_logits(
         float32. Their quotient is the expected row of the head.
     """
     total = torch.zeros_like(largest)
-    expectation = torch.zeros(logits.shape[0], head.shape[1], dtype=torch.float32, device=head.device)
+    expectation = torch.zeros(
+        logits.shape[0], head.shape[1], dtype=torch.float32, device=head.device
+    )
     for part in _slices(head.shape[0]):
         exponentials = logits[:, part].sub_(largest[:, None]).exp_()
         total += exponentials.sum(-1)

@@ -60,7 +60,9 @@ class TinyOptions:
             if (value := getattr(self, name)) % BLOCK_SIZE
         ]
         if self.kv_heads > 0 and self.heads % self.kv_heads:
-            found.append(Problem(f"must divide heads={self.heads}", key + "kv_heads", str(self.kv_heads)))
+            found.append(
+                Problem(f"must divide heads={self.heads}", key + "kv_heads", str(self.kv_heads))
+            )
         if self.experts_per_token > self.experts:
             found.append(
                 Problem(
@@ -92,7 +94,9 @@ def write_tiny(out: Path, options: TinyOptions) -> None:
     problems = options.problems()
     if not is_empty(out):
         problems.append(
-            Problem("the folder is not empty", f"out={out}", mend="choose another folder or remove it")
+            Problem(
+                "the folder is not empty", f"out={out}", mend="choose another folder or remove it"
+            )
         )
     if problems:
         raise ConfigError(problems)
@@ -127,7 +131,8 @@ def tiny_config(options: TinyOptions) -> dict[str, Any]:
         "initializer_range": 0.02,
         "intermediate_size": options.intermediate_size,
         "layer_types": [
-            "full_attention" if layer % 2 else "sliding_attention" for layer in range(options.layers)
+            "full_attention" if layer % 2 else "sliding_attention"
+            for layer in range(options.layers)
         ],
         "max_position_embeddings": 131072,
         "model_type": "gpt_oss",

@@ -53,7 +53,11 @@ class ModelOptions:
         found = self.tiny.problems(f"{key}tiny.") if self.tiny else []
         if not self.path:
             found.append(
-                Problem("no base model", f"{key}path", mend="say model.path=DIR, or model=tiny for a dry run")
+                Problem(
+                    "no base model",
+                    f"{key}path",
+                    mend="say model.path=DIR, or model=tiny for a dry run",
+                )
             )
         return found
 
@@ -126,10 +130,17 @@ class TrainOptions:
         ]
         if not self.name or self.name in (".", "..") or "/" in self.name:
             found.append(
-                Problem("not a name for a run", "name", repr(self.name), "say name=NAME, without slashes")
+                Problem(
+                    "not a name for a run",
+                    "name",
+                    repr(self.name),
+                    "say name=NAME, without slashes",
+                )
             )
         if self.early_stopping < 0:
-            found.append(Problem("must not be negative", "early_stopping", str(self.early_stopping)))
+            found.append(
+                Problem("must not be negative", "early_stopping", str(self.early_stopping))
+            )
         if self.early_stopping and not self.has_validation:
             found.append(
                 Problem(
@@ -148,10 +159,16 @@ def trainer_problems(trainer: dict[str, Any], key: str = "trainer.") -> list[Pro
     found = []
     for name, value in trainer.items():
         if name in DECIDED:
-            found.append(Problem("this is not a setting here", key + name, repr(value), DECIDED[name]))
+            found.append(
+                Problem("this is not a setting here", key + name, repr(value), DECIDED[name])
+            )
         elif name not in known:
             near = difflib.get_close_matches(name, known, 1)
-            mend = f"did you mean {key}{near[0]}?" if near else "see the documentation of TRL's SFTConfig"
+            mend = (
+                f"did you mean {key}{near[0]}?"
+                if near
+                else "see the documentation of TRL's SFTConfig"
+            )
             found.append(Problem("unknown setting", key + name, mend=mend))
         elif problem := _range_problem(name, value):
             found.append(Problem(problem, key + name, repr(value)))

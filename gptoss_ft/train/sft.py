@@ -86,7 +86,9 @@ def open_base(options: TrainOptions) -> Checkpoint:
     return checkpoint.require_packed()
 
 
-def run_manifest(options: TrainOptions, checkpoint: Checkpoint, data: PreparedData) -> dict[str, Any]:
+def run_manifest(
+    options: TrainOptions, checkpoint: Checkpoint, data: PreparedData
+) -> dict[str, Any]:
     """What the run is made of."""
     return {
         "name": options.name,
@@ -103,7 +105,9 @@ def run_manifest(options: TrainOptions, checkpoint: Checkpoint, data: PreparedDa
     }
 
 
-def build_model(options: TrainOptions, checkpoint: Checkpoint, base_fingerprint: str) -> AdaptedModel:
+def build_model(
+    options: TrainOptions, checkpoint: Checkpoint, base_fingerprint: str
+) -> AdaptedModel:
     """The base with a fresh adapter."""
     info = AdapterInfo(tuple(options.adapter.kinds), str(options.model.path), base_fingerprint)
     return add_adapter(load_model(checkpoint), options.adapter, info)
