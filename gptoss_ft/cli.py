@@ -1,7 +1,7 @@
 """The command line: `gptoss-ft COMMAND key=value …` in Hydra's syntax.
 
-Arguments are checked, and text and path values quoted, before Hydra parses them; then Hydra composes,
-sweeps and prints as it always does. Expected errors are printed without a traceback.
+Arguments are checked, and text and path values quoted, before Hydra parses them; then Hydra
+composes, sweeps and prints as it always does. Expected errors are printed without a traceback.
 
 Exit codes: 0 done; 1 ran and the answer is no; 2 the user can mend it; 130 interrupted.
 """
@@ -146,8 +146,8 @@ def check_arguments(command: str, arguments: list[str], schema: type) -> list[st
         the arguments for Hydra.
 
     Raises:
-        ConfigError: unknown settings and choices with the nearest known one, settings given twice, two
-            recipes at once, arguments that are not assignments.
+        ConfigError: unknown settings and choices with the nearest known one, settings given twice,
+            two recipes at once, arguments that are not assignments.
     """
     from gptoss_ft import config
 
@@ -180,7 +180,7 @@ def check_arguments(command: str, arguments: list[str], schema: type) -> list[st
 
 
 def _opened(argument: str, free: list[str]) -> str:
-    """Lets `trainer.KEY=VALUE` add a key that the defaults do not name; `++` is Hydra's way to say so."""
+    """Lets `trainer.KEY=VALUE` add a key that the defaults do not name: `++`, for Hydra."""
     return f"++{argument}" if argument.startswith(tuple(f"{key}." for key in free)) else argument
 
 

@@ -1,6 +1,7 @@
 """Hydra's side of the configuration: schemas, assets, and composed configs as dataclasses.
 
-This module and cli.py are the only ones that know Hydra and OmegaConf; everything else gets dataclasses.
+This module and cli.py are the only ones that know Hydra and OmegaConf; everything else gets
+dataclasses.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Options = TypeVar("Options")
 
 
 def schema_of(command: str) -> type:
-    """The dataclass behind a command's configuration. Imported here, so that no command pays for another's."""
+    """The dataclass behind a command's configuration; imported only when it is asked for."""
     match command:
         case "train":
             from gptoss_ft.train.options import TrainOptions
@@ -92,7 +93,7 @@ def to_yaml(config: DictConfig) -> str:
 
 
 def known_keys(schema: type, prefix: str = "") -> Iterator[tuple[str, bool]]:
-    """Dotted keys of a schema, each with whether anything may stand below it (a free dictionary)."""
+    """Dotted keys of a schema, each with whether it is a free dictionary."""
     hints = typing.get_type_hints(schema)
     for item in dataclasses.fields(schema):
         key = prefix + item.name
@@ -130,7 +131,7 @@ def key_problem(key: str, schema: type) -> Problem | None:
 
 
 def explain(error: OmegaConfBaseException, schema: type) -> Problem:
-    """An OmegaConf error as a problem: its key, its message, and the nearest key when it is unknown."""
+    """An OmegaConf error as a problem, with the nearest key where the key is unknown."""
     key = error.full_key or ""
     message = (error.msg or str(error)).splitlines()[0]
     if key and (problem := key_problem(key, schema)):

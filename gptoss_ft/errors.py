@@ -1,7 +1,8 @@
 """Errors that a user can mend.
 
-Every expected failure is a `GptOssFtError` made of one or more `Problem`s. The command line prints them
-without a traceback and exits with 2; anything else that escapes is a bug and keeps its traceback.
+Every expected failure is a `GptOssFtError` made of one or more `Problem`s. The command line prints
+them without a traceback and exits with 2; anything else that escapes is a bug and keeps its
+traceback.
 """
 
 from __future__ import annotations

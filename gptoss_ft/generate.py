@@ -37,8 +37,8 @@ class GenerateOptions:
         model: checkpoint folder, packed or dense, or a Hub id with `hub=true`.
         adapter: adapter folder, or empty.
         prompt: one user message.
-        file: conversations as JSONL, asked instead of a prompt: each one's last answer is generated anew from
-            the true history before it, and compared with the one in the file.
+        file: conversations as JSONL, asked instead of a prompt: each one's last answer is generated
+            anew from the true history before it, and compared with the one in the file.
         system: instructions for the prompt, as a developer message.
         effort: reasoning effort where a conversation names none: low, medium or high.
         max_new_tokens: an answer is cut off there.
@@ -46,8 +46,8 @@ class GenerateOptions:
         seed: of sampling.
         batch_size: conversations that are answered together.
         out: JSONL file for the answers, or empty.
-        min_exact, max_exact: with `file`, exit code 1 when the share of answers whose final text equals the file's
-            lies outside.
+        min_exact, max_exact: with `file`, exit code 1 when the share of answers whose final text
+            equals the file's lies outside.
         hub: whether the network may be used to fetch a model by its Hub id.
         render: identity, knowledge cutoff and date of the system message; as in training.
     """
@@ -147,7 +147,8 @@ def generate(options: GenerateOptions, say: Callable[[str], None] = print) -> in
     """Answers and shows them; returns the exit code, 1 when `min_exact` or `max_exact` is not met.
 
     Raises:
-        GptOssFtError: settings, model, adapter or file that cannot be used; before weights are loaded.
+        GptOssFtError: settings, model, adapter or file that cannot be used; before weights are
+            loaded.
     """
     problems = options.problems()
     if problems:
@@ -160,9 +161,8 @@ def generate(options: GenerateOptions, say: Callable[[str], None] = print) -> in
     renderer = Renderer(vocabulary, replace(options.render, effort=options.effort))
     questions = list(_questions(options, renderer))
 
-    model: WeightedGptOss | AdaptedModel = load_model(checkpoint)
-    if adapter is not None:
-        model = load_adapter(model, adapter)
+    base = load_model(checkpoint)
+    model = base if adapter is None else load_adapter(base, adapter)
     torch.manual_seed(options.seed)
     answers = []
     batches = range(0, len(questions), options.batch_size)
@@ -219,7 +219,7 @@ def answer_batch(
     sampling: dict[str, Any] = {"do_sample": False}
     if options.temperature > 0:
         sampling = {"do_sample": True, "temperature": options.temperature, "top_k": 0}
-    output = model.generate(
+    output = model.generate(  # type: ignore[misc]  # transformers types its self as a protocol
         input_ids=input_ids,
         attention_mask=attention_mask,
         max_new_tokens=options.max_new_tokens,

@@ -1,4 +1,4 @@
-"""Adapters on the packed model against stock PEFT on the dequantised one, and against the bare base."""
+"""Adapters on the packed model against stock PEFT on the dequantised one and the bare base."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def _ids() -> torch.Tensor:
 
 
 def _adapted(base: Path, options: AdapterOptions) -> AdaptedModel:
+    torch.manual_seed(0)  # PEFT initialises lora_A from the global generator
     checkpoint = open_checkpoint(base)
     info = AdapterInfo(tuple(options.kinds), str(base), fingerprint(checkpoint))
     return add_adapter(load_model(checkpoint), options, info)

@@ -140,7 +140,7 @@ def test_expert_gradients_equal_dense_autograd(
     collapse: bool,
     seed: int,
 ) -> None:
-    """Input, routing weight and low-rank gradients; with one token, empty experts, all to one expert."""
+    """Gradients of input, routing weights and factors: one token, empty experts, all in one."""
     torch.manual_seed(seed)
     config = _small_config(hidden, intermediate, experts)
     packed, dense = _pair(config)

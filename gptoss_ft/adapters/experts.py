@@ -1,9 +1,9 @@
 """LoRA on packed experts as a PEFT layer.
 
-PEFT targets expert parameters through `target_parameters` and nests one `ParamWrapper` per parameter. Its
-own wrapper adds B @ A of all experts to a dense weight in every forward; ours hands the factors to the packed
-module, which applies them per expert on the side. Keys, shapes and adapter_config.json are PEFT's by
-construction, because everything but the forward is inherited.
+PEFT targets expert parameters through `target_parameters` and nests one `ParamWrapper` per
+parameter. Its own wrapper adds B @ A of all experts to a dense weight in every forward; ours hands
+the factors to the packed module, which applies them per expert on the side. Keys, shapes and
+adapter_config.json are PEFT's by construction, because everything but the forward is inherited.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gptoss_ft.mxfp4.codec import BLOCK_SIZE
 
 
 class ParamWrapper(PeftParamWrapper):
-    """Low-rank factors of one packed parameter; PEFT checks this class's name, so it cannot be another."""
+    """Low-rank factors of one packed parameter. PEFT checks this class's name."""
 
     def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:
         """Features in PEFT's order for a parameter `[E, out, in]`, which it swaps for LoRA."""
@@ -34,14 +34,14 @@ class ParamWrapper(PeftParamWrapper):
         """Factors of the active adapters, experts first; empty when adapters are disabled."""
         if self.disable_adapters:
             return ()
-        names = [name for name in self.active_adapters if name in self.lora_A]
         return tuple(
             LowRank(
-                A=expert_A(self.lora_A[name].weight, self.num_experts),
-                B=expert_B(self.lora_B[name].weight, self.num_experts),
+                A=expert_A(self.lora_A[name].get_parameter("weight"), self.num_experts),
+                B=expert_B(self.lora_B[name].get_parameter("weight"), self.num_experts),
                 scaling=self.scaling[name],
             )
-            for name in names
+            for name in self.active_adapters
+            if name in self.lora_A
         )
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -74,5 +74,5 @@ def expert_B(weight: torch.Tensor, experts: int) -> torch.Tensor:
 
 
 def register_packed_experts(config: LoraConfig) -> None:
-    """Tells PEFT to wrap `PackedExperts` with our `ParamWrapper`; not saved with the configuration."""
+    """Tells PEFT to wrap `PackedExperts` with our `ParamWrapper`; this is not saved."""
     config._register_custom_module({PackedExperts: ParamWrapper})

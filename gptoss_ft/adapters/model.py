@@ -61,7 +61,9 @@ class AdaptedModel(PeftModelForCausalLM):
             folder / ADAPTER_INFO, {"format": 1, **asdict(self.info), "version": __version__}
         )
 
-    def load_adapter(self, model_id: str, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
+    def load_adapter(  # type: ignore[override]  # everything else is passed through
+        self, model_id: str, adapter_name: str, *args: Any, **kwargs: Any
+    ) -> Any:
         """Loads as PEFT does, plus trained tensors."""
         result = super().load_adapter(model_id, adapter_name, *args, **kwargs)
         file = Path(model_id) / TRAINED_TENSORS
@@ -92,9 +94,8 @@ def load_adapter(model: WeightedGptOss, adapter: Adapter, trainable: bool = Fals
     attach_trained(model, adapter.trained)
     config = LoraConfig.from_pretrained(str(adapter.path))
     config.inference_mode = not trainable
-    info = AdapterInfo(
-        tuple(adapter.kinds), model.config.name_or_path, adapter.base_fingerprint or ""
-    )
+    base = model.config.name_or_path or ""
+    info = AdapterInfo(tuple(adapter.kinds), base, adapter.base_fingerprint or "")
     adapted = _adapted(model, config, info)
     adapted.load_adapter(str(adapter.path), "default", is_trainable=trainable)
     return adapted.train(trainable).requires_grad_(False) if not trainable else adapted
@@ -111,13 +112,8 @@ def adapter_parameters(model: AdaptedModel) -> dict[str, int]:
     """Number of trained parameters by part: attention, experts, full tensors."""
     counts = {"attention": 0, "experts": 0, "full tensors": 0}
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            part = (
-                "full tensors"
-                if ".lora_" not in name
-                else "experts"
-                if ".experts." in name
-                else "attention"
-            )
-            counts[part] += parameter.numel()
+        if not parameter.requires_grad:
+            continue
+        lora_part = "experts" if ".experts." in name else "attention"
+        counts[lora_part if ".lora_" in name else "full tensors"] += parameter.numel()
     return {part: count for part, count in counts.items() if count}

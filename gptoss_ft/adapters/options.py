@@ -30,12 +30,15 @@ class AdapterOptions:
     """What is trained.
 
     Attributes:
-        kinds: any of `attention` (LoRA on q, k, v, o), `experts` (LoRA on both matrices of every expert),
-            `router` (weight and bias in full), and `lossless` (everything that the released checkpoint keeps in
-            bfloat16 but embeddings: LoRA on attention; router, expert biases, norms and sinks in full).
+        kinds: any of `attention` (LoRA on q, k, v, o), `experts` (LoRA on both matrices of every
+            expert), `router` (weight and bias in full), and `lossless` (everything that the
+            released checkpoint keeps in bfloat16 but embeddings: LoRA on attention; router, expert
+            biases, norms and sinks in full).
         r: rank on the attention matrices.
-        alpha: LoRA alpha; the update is scaled by `alpha / rank`, or `alpha / sqrt(rank)` with `rslora`.
-        expert_r: rank on each expert; 0 takes `r` divided by the number of experts per token, at least 1.
+        alpha: LoRA alpha; the update is scaled by `alpha / rank`, or `alpha / sqrt(rank)` with
+            `rslora`.
+        expert_r: rank on each expert; 0 takes `r` divided by the number of experts per token, at
+            least 1.
         rslora: rank-stabilised scaling (Kalajdzievski 2023).
     """
 
@@ -69,12 +72,12 @@ class AdapterOptions:
         return found
 
     def expert_rank(self, experts_per_token: int) -> int:
-        """Rank per expert. Each token meets k experts, so r / k spends as many parameters on it as r does."""
+        """Rank per expert; a token meets k experts, so r / k spends as much on it as r does."""
         return self.expert_r or max(1, self.r // experts_per_token)
 
 
 def lora_config(options: AdapterOptions, experts_per_token: int) -> LoraConfig:
-    """The stock PEFT configuration of the low-rank part; what PEFT has no place for is not in it."""
+    """The stock PEFT configuration of the low-rank part; only that part is in it."""
     attention = bool({"attention", "lossless"} & set(options.kinds))
     experts = "experts" in options.kinds
     expert_rank = options.expert_rank(experts_per_token)
@@ -87,7 +90,7 @@ def lora_config(options: AdapterOptions, experts_per_token: int) -> LoraConfig:
     return LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=rank,
-        lora_alpha=options.alpha,  # type: ignore[arg-type]  # PEFT divides by the rank; any number will do
+        lora_alpha=options.alpha,  # type: ignore[arg-type]  # any number will do
         use_rslora=options.rslora,
         lora_dropout=0.0,
         bias="none",

@@ -1,9 +1,10 @@
 """Base tensors that an adapter trains in full, without touching the base.
 
-LoRA has no form for a bias, a norm or a sink. Unfreezing them would change the base itself, so that a disabled
-adapter would no longer give the base's logits. Instead the adapter holds its own float32 copy, and the tensor in
-force is chosen on each access: the copy while the adapter is active, the base's otherwise. PEFT switches these
-copies together with its LoRA layers because they are tuner layers too.
+LoRA has no form for a bias, a norm or a sink. Unfreezing them would change the base itself, so that
+a disabled adapter would no longer give the base's logits. Instead the adapter holds its own float32
+copy, and the tensor in force is chosen on each access: the copy while the adapter is active, the
+base's otherwise. PEFT switches these copies together with its LoRA layers because they are tuner
+layers too.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def trained_layers(model: nn.Module) -> dict[str, TrainedTensor]:
 
 
 def base_name(path: str) -> str:
-    """Name of the base tensor behind a `TrainedTensor` at `path`, free of PEFT's and torch's prefixes."""
+    """Name of the base tensor behind a `TrainedTensor` at `path`, without PEFT's prefixes."""
     path = path.removeprefix("base_model.model.").replace(".base_layer", "")
     if ".trained_biases." in path:
         return path.replace(".trained_biases.", ".") + "_bias"

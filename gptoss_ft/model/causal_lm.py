@@ -1,7 +1,7 @@
 """The gpt-oss language model with our loss inside its forward.
 
-The loss lives here and not in the trainer because wrappers (DDP, FSDP) hook the outermost forward: calling
-the inner model from a trainer would bypass them.
+The loss lives here and not in the trainer because wrappers (DDP, FSDP) hook the outermost forward:
+calling the inner model from a trainer would bypass them.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class WeightedLossOutput(ModelOutput):
 
 
 class WeightedGptOss(GptOssForCausalLM):
-    """`GptOssForCausalLM` that answers `loss_weights` with summed, weighted losses instead of logits."""
+    """`GptOssForCausalLM` that answers `loss_weights` with weighted losses, without logits."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, *args: Any, loss_weights: torch.Tensor | None = None, **kwargs: Any
     ) -> MoeCausalLMOutputWithPast | WeightedLossOutput:
         """Without `loss_weights`, the forward of transformers.
@@ -52,7 +52,7 @@ class WeightedGptOss(GptOssForCausalLM):
         router_logits = kwargs.get("output_router_logits", False)
         outputs = self.model(*args, **kwargs)
         sums = weighted_loss(outputs.last_hidden_state, self.lm_head.weight, labels, loss_weights)
-        aux_loss = None
+        aux_loss: Any = None
         if router_logits:
             aux_loss = load_balancing_loss_func(
                 outputs.router_logits,

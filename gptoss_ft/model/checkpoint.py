@@ -1,6 +1,7 @@
 """What is in a checkpoint folder: safetensors headers, gpt-oss shapes, and a fingerprint.
 
-Everything here reads headers and a few pages, never whole tensors, so it is cheap on a 120b checkpoint.
+Everything here reads headers and a few pages, never whole tensors, so it is cheap on a 120b
+checkpoint.
 """
 
 from __future__ import annotations
@@ -103,7 +104,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """Reads config.json and all headers and checks them against the gpt-oss architecture.
 
     Raises:
-        CheckpointError: with every missing file, missing or unexpected tensor and wrong shape or dtype.
+        CheckpointError: with every missing file, missing or unexpected tensor and wrong shape or
+            dtype.
     """
     config = read_config(path)
     files = _shard_files(path)
@@ -142,8 +144,8 @@ def read_config(path: Path) -> dict[str, Any]:
             Problem(
                 "there is no model folder here",
                 str(path),
-                mend="give the folder that holds config.json and the *.safetensors files, or a model id "
-                "with hub=true",
+                mend="give the folder that holds config.json and the *.safetensors files, "
+                "or a model id with hub=true",
             )
         )
     if not file.is_file():
@@ -179,7 +181,7 @@ def _shard_files(path: Path) -> list[Path]:
             Problem(
                 f"neither {INDEX_NAME} nor {SINGLE_NAME} is here",
                 str(path),
-                mend="give a folder in the Hugging Face layout; `original/` folders are not supported",
+                mend="give a folder in the Hugging Face layout, not its `original/` subfolder",
             )
         )
     names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
@@ -308,9 +310,9 @@ def _layout_problems(checkpoint: Checkpoint) -> Iterator[Problem]:
 def fingerprint(checkpoint: Checkpoint) -> str:
     """Identifies the weights of a checkpoint, whatever its sharding.
 
-    SHA-256 over every tensor's name, dtype, shape and a few evenly spaced 4 KiB samples of its bytes:
-    it tells a base from its fine-tunes and costs a few MB of reading instead of 13 or 65 GB. It is no
-    proof against a change of single bytes between the samples.
+    SHA-256 over every tensor's name, dtype, shape and a few evenly spaced 4 KiB samples of its
+    bytes: it tells a base from its fine-tunes and costs a few MB of reading instead of 13 or 65 GB.
+    It is no proof against a change of single bytes between the samples.
 
     Returns:
         `sha256:` and 64 hexadecimal digits.

@@ -1,17 +1,17 @@
 """Mixture-of-experts block on packed MXFP4 weights.
 
-The two matrices of an expert stay packed; each use unpacks one matrix of one expert, multiplies, and drops the
-result. The backward pass unpacks again, so nothing dense outlives a single multiplication and no gradient of
-a packed weight is ever formed.
+The two matrices of an expert stay packed; each use unpacks one matrix of one expert, multiplies,
+and drops the result. The backward pass unpacks again, so nothing dense outlives a single
+multiplication and no gradient of a packed weight is ever formed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.function import FunctionCtx
 from transformers import GptOssConfig
 
 from gptoss_ft.mxfp4.codec import BLOCK_SIZE, unpack
@@ -37,13 +37,13 @@ class _PackedMatmul(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, x: torch.Tensor, blocks: torch.Tensor, scales: torch.Tensor
+        ctx: Any, x: torch.Tensor, blocks: torch.Tensor, scales: torch.Tensor
     ) -> torch.Tensor:
         ctx.save_for_backward(blocks, scales)
         return x @ unpack(blocks, scales, x.dtype).T
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[no-untyped-def, override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         blocks, scales = ctx.saved_tensors
         return grad @ unpack(blocks, scales, grad.dtype), None, None
 
@@ -51,8 +51,9 @@ class _PackedMatmul(torch.autograd.Function):
 class PackedExperts(nn.Module):
     """Takes the place of transformers' `GptOssExperts`; same call, packed weights.
 
-    The block parameters carry the names `gate_up_proj` and `down_proj` of the dense ones, declared in that
-    order, because PEFT's `target_parameters` matches on names and nests its wrappers in declaration order.
+    The block parameters carry the names `gate_up_proj` and `down_proj` of the dense ones, declared
+    in that order, because PEFT's `target_parameters` matches on names and nests its wrappers in
+    declaration order.
 
     Attributes:
         gate_up_proj: uint8 `[E, 2 * intermediate, hidden / 32, 16]`; gate rows even, up rows odd.
@@ -104,7 +105,8 @@ class PackedExperts(nn.Module):
             gate_up_updates, down_updates: low-rank updates to add, one per active adapter.
 
         Returns:
-            `[tokens, hidden]`, dtype of `hidden_states`. Only weights of experts that are hit are read.
+            `[tokens, hidden]`, dtype of `hidden_states`. Only weights of experts that are hit are
+            read.
         """
         output = torch.zeros_like(hidden_states)
         gate_up_bias, down_bias = self.bias("gate_up_proj"), self.bias("down_proj")

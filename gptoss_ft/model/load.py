@@ -1,13 +1,13 @@
 """Loading a checkpoint for training: experts packed, files memory-mapped, nothing converted.
 
-The way in is transformers' public quantizer registry. A quantizer under a name of our own replaces, while
-the model is still on the meta device, the expert modules by packed ones and the linear layers by ones that
-store bfloat16 and compute in the dtype of their input.
+The way in is transformers' public quantizer registry. A quantizer under a name of our own replaces,
+while the model is still on the meta device, the expert modules by packed ones and the linear layers
+by ones that store bfloat16 and compute in the dtype of their input.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -32,7 +32,7 @@ class PackedMxfp4Config(QuantizationConfigMixin):
     """Quantization config without settings; its name selects `PackedMxfp4Quantizer`."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(quant_method=QUANT_METHOD)
+        super().__init__(quant_method=QUANT_METHOD)  # type: ignore[arg-type]  # a name of our own
 
 
 class PackedMxfp4Quantizer(HfQuantizer):
@@ -44,7 +44,7 @@ class PackedMxfp4Quantizer(HfQuantizer):
         self, model: PreTrainedModel, **kwargs: Any
     ) -> PreTrainedModel:
         with torch.device("meta"):
-            replace_layers(model, model.config)
+            replace_layers(model, cast(GptOssConfig, model.config))
         return model
 
     def get_weight_conversions(self) -> list[WeightRenaming]:
@@ -62,7 +62,7 @@ class PackedMxfp4Quantizer(HfQuantizer):
 
 
 def replace_layers(model: nn.Module, config: GptOssConfig) -> None:
-    """Replaces experts, linear layers, embeddings and routers of a model on the meta device by ours."""
+    """Replaces experts, linear layers, embeddings and routers of a meta model by ours."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             replacement = _replacement(child, config)
@@ -72,7 +72,7 @@ def replace_layers(model: nn.Module, config: GptOssConfig) -> None:
 
 def model_dtype(config: GptOssConfig) -> torch.dtype:
     """The dtype that floating point weights are stored in."""
-    return config.dtype or torch.bfloat16
+    return cast(torch.dtype, config.dtype or torch.bfloat16)
 
 
 def _replacement(child: nn.Module, config: GptOssConfig) -> nn.Module | None:
@@ -88,7 +88,7 @@ def _replacement(child: nn.Module, config: GptOssConfig) -> nn.Module | None:
 
 
 def _register_quantizer() -> None:
-    """Registers our quantizer with transformers, once per process; registering twice raises there."""
+    """Registers our quantizer with transformers once; registering twice raises there."""
     if QUANT_METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:
         register_quantization_config(QUANT_METHOD)(PackedMxfp4Config)
     if QUANT_METHOD not in AUTO_QUANTIZER_MAPPING:
@@ -130,7 +130,7 @@ def load_model(checkpoint: Checkpoint, device: torch.device | None = None) -> We
     if checkpoint.is_packed:
         _register_quantizer()
         config.quantization_config = {"quant_method": QUANT_METHOD}
-    model, report = WeightedGptOss.from_pretrained(
+    loaded: Any = WeightedGptOss.from_pretrained(
         checkpoint.path,
         config=config,
         dtype=torch.bfloat16 if checkpoint.is_packed else dtype,
@@ -141,6 +141,7 @@ def load_model(checkpoint: Checkpoint, device: torch.device | None = None) -> We
         use_safetensors=True,
         output_loading_info=True,
     )
+    model, report = cast(tuple[WeightedGptOss, dict[str, Any]], loaded)
     unloaded = {key: report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     if any(unloaded.values()):
         raise CheckpointError(

@@ -1,16 +1,16 @@
 """Weighted next-token loss that never holds the logits of a whole batch.
 
-Only positions with weight are scored. Their logits exist for one chunk of rows at a time, and the gradient
-to the hidden states is formed while they do, so nothing of the size of the vocabulary survives the forward.
+Only positions with weight are scored. Their logits exist for one chunk of rows at a time, and the
+gradient to the hidden states is formed while they do, so nothing of the size of the vocabulary
+survives the forward.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch.autograd.function import FunctionCtx
 
 LOGIT_CHUNK_BYTES = 256 * 2**20
 VOCABULARY_CHUNK = 16_384
@@ -41,9 +41,10 @@ def weighted_loss(
     Args:
         hidden_states: `[batch, length, hidden]` after the final norm.
         head: `[vocabulary, hidden]`, frozen, any floating dtype.
-        labels: int64 `[batch, length]`; `labels[:, t]` is the token to predict at position t, that is from
-            `hidden_states[:, t - 1]`.
-        loss_weights: `[batch, length]`; positions with weight 0 are not scored, whatever their label.
+        labels: int64 `[batch, length]`; `labels[:, t]` is the token to predict at position t, that
+            is from `hidden_states[:, t - 1]`.
+        loss_weights: `[batch, length]`; positions with weight 0 are not scored, whatever their
+            label.
     """
     scored = loss_weights[:, 1:] != 0
     weights = loss_weights[:, 1:][scored].float()
@@ -58,13 +59,13 @@ class _WeightedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         hidden: torch.Tensor,
         head: torch.Tensor,
         labels: torch.Tensor,
         weights: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        needs_gradient = ctx.needs_input_grad[0]  # type: ignore[attr-defined]
+        needs_gradient = ctx.needs_input_grad[0]
         gradient = torch.zeros_like(hidden) if needs_gradient else None
         nll = torch.zeros((), dtype=torch.float32, device=hidden.device)
         correct = torch.zeros_like(nll)
@@ -89,7 +90,9 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         return nll, correct
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:  # type: ignore[no-untyped-def, override]
+    def backward(
+        ctx: Any, grad: torch.Tensor, _: torch.Tensor
+    ) -> tuple[torch.Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * grad.to(gradient.dtype), None, None, None
 
@@ -131,8 +134,8 @@ def _reduce_logits(
     """Sums of `exp(logit - largest)` over the vocabulary, destroying the logits.
 
     Returns:
-        the sum, `[n]`, and the sum times the rows of the head, `[n, hidden]`, zero unless asked for; both
-        float32. Their quotient is the expected row of the head.
+        the sum, `[n]`, and the sum times the rows of the head, `[n, hidden]`, zero unless asked
+        for; both float32. Their quotient is the expected row of the head.
     """
     total = torch.zeros_like(largest)
     expectation = torch.zeros(

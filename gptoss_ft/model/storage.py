@@ -1,17 +1,19 @@
 """Layers that store bfloat16 and compute in the dtype of their input.
 
-A CPU without bfloat16 units multiplies bfloat16 some twenty times slower than float32, and converting a
-whole checkpoint at load would double its memory and copy it out of the memory map. These layers convert one
-weight for one multiplication and do so again in the backward pass; autograd never keeps the float32 copy.
-On a GPU the input is bfloat16 already and nothing is converted.
+A CPU without bfloat16 units multiplies bfloat16 some twenty times slower than float32, and
+converting a whole checkpoint at load would double its memory and copy it out of the memory map.
+These layers convert one weight for one multiplication and do so again in the backward pass;
+autograd never keeps the float32 copy. On a GPU the input is bfloat16 already and nothing is
+converted.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.autograd.function import FunctionCtx
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssTopKRouter
 
 
@@ -19,22 +21,19 @@ class _FrozenLinear(torch.autograd.Function):
     """`x @ weight.T` for a weight that is never trained itself; its gradient is not formed."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(weight)
         return x @ weight.to(x.dtype).T
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[no-untyped-def, override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         (weight,) = ctx.saved_tensors
         return grad @ weight.to(grad.dtype), None
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """`F.linear` in the dtype of `x`; `[..., in] -> [..., out]`. A trained weight gets its gradient."""
-    if weight.requires_grad:
-        y = F.linear(x, weight.to(x.dtype))
-    else:
-        y = _FrozenLinear.apply(x, weight)
+    """`F.linear` in the dtype of `x`, `[..., in] -> [..., out]`; gradients as usual."""
+    y = F.linear(x, weight.to(x.dtype)) if weight.requires_grad else _FrozenLinear.apply(x, weight)
     return y if bias is None else y + bias.to(x.dtype)
 
 
@@ -60,7 +59,7 @@ class StoredRouter(GptOssTopKRouter):
     def forward(
         self, hidden_states: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`[tokens, hidden]` to logits `[tokens, E]`, weights `[tokens, k]` and indices `[tokens, k]`."""
+        """`[tokens, hidden]` to logits `[tokens, E]`, weights and indices `[tokens, k]`."""
         logits = linear(hidden_states, self.weight, self.bias)
         top, indices = torch.topk(logits, self.top_k, dim=-1)
         return logits, torch.softmax(top, dim=-1), indices

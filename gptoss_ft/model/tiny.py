@@ -1,7 +1,8 @@
 """A tiny gpt-oss with random weights, in exactly the layout of the released checkpoints.
 
-It has the real architecture, vocabulary and tokenizer, alternates sliding and full attention, and stores its
-experts in MXFP4. It stands in for the real model wherever only the machinery is under test.
+It has the real architecture, vocabulary and tokenizer, alternates sliding and full attention, and
+stores its experts in MXFP4. It stands in for the real model wherever only the machinery is under
+test.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ class TinyCommand(TinyOptions):
 
 
 def write_tiny(out: Path, options: TinyOptions) -> None:
-    """Writes a tiny checkpoint: config, generation config, two shards with an index, tokenizer files.
+    """Writes a tiny checkpoint: config, generation config, two shards with an index, tokenizer
+    files.
 
     Raises:
         ConfigError: sizes that cannot be built, or a folder that is not empty.
@@ -175,9 +177,9 @@ def tiny_config(options: TinyOptions) -> dict[str, Any]:
 def _tensors(config: dict[str, Any], seed: int) -> Iterator[tuple[str, torch.Tensor]]:
     """Random tensors in the released names, shapes and dtypes.
 
-    Matrices have standard deviation 1 / sqrt(in), so that activations keep their size. The head is larger:
-    normalised hidden states have length sqrt(hidden), so its rows give logits of deviation `LOGIT_STD` and
-    the model can become confident.
+    Matrices have standard deviation 1 / sqrt(in), so that activations keep their size. The head is
+    larger: normalised hidden states have length sqrt(hidden), so its rows give logits of deviation
+    `LOGIT_STD` and the model can become confident.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, shape in expected_shapes(config, packed=True).items():

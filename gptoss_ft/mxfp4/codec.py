@@ -3,14 +3,15 @@
 Format (OCP Microscaling Formats v1.0, sections 5.2 and 5.3.3, and the released checkpoints):
 
 - 32 consecutive values along the input dimension form a block with one shared scale.
-- A value is E2M1: 1 sign, 2 exponent and 1 mantissa bit; its magnitudes are 0, 0.5, 1, 1.5, 2, 3, 4, 6.
+- A value is E2M1: 1 sign, 2 exponent and 1 mantissa bit; its magnitudes are
+  0, 0.5, 1, 1.5, 2, 3, 4, 6.
 - Two values share a byte, the first one in the low nibble: `blocks` is uint8 `[..., G, 16]`.
-- A scale is E8M0, a bare exponent: `scales` is uint8 `[..., G]` and stands for `2 ** (scale - 127)`.
-  255 is NaN and never occurs in a sound checkpoint.
+- A scale is E8M0, a bare exponent: `scales` is uint8 `[..., G]` and stands for
+  `2 ** (scale - 127)`. 255 is NaN and never occurs in a sound checkpoint.
 
 A matrix `[out, in]` thus becomes `blocks [out, in / 32, 16]` and `scales [out, in / 32]`, with any
-leading dimensions (experts) in front. `value = E2M1(nibble) * 2 ** (scale - 127)` is exact in float32 and
-bfloat16, so unpacking loses nothing in either dtype.
+leading dimensions (experts) in front. `value = E2M1(nibble) * 2 ** (scale - 127)` is exact in
+float32 and bfloat16, so unpacking loses nothing in either dtype.
 """
 
 from __future__ import annotations
@@ -22,24 +23,8 @@ import torch
 BLOCK_SIZE = 32
 SCALE_BIAS = 127
 NAN_SCALE = 255
-FP4_VALUES = (
-    0.0,
-    0.5,
-    1.0,
-    1.5,
-    2.0,
-    3.0,
-    4.0,
-    6.0,
-    -0.0,
-    -0.5,
-    -1.0,
-    -1.5,
-    -2.0,
-    -3.0,
-    -4.0,
-    -6.0,
-)
+_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+FP4_VALUES = (*_MAGNITUDES, *(-magnitude for magnitude in _MAGNITUDES))
 
 _PAIR_DTYPE = {torch.float32: torch.int64, torch.bfloat16: torch.int32, torch.float16: torch.int32}
 
@@ -60,8 +45,8 @@ def unpack(
 ) -> torch.Tensor:
     """Expands packed blocks to plain values.
 
-    A lookup in a table of 256 value pairs, taken as one integer each, is about five times faster on a CPU
-    than splitting nibbles first.
+    A lookup in a table of 256 value pairs, taken as one integer each, is about five times faster on
+    a CPU than splitting nibbles first.
 
     Args:
         blocks: uint8 `[..., G, 16]`.
@@ -92,7 +77,8 @@ def pack(values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     grouped = values.float().view(*scales.shape, BLOCK_SIZE)
     scaled = grouped / powers[scales.int()].unsqueeze(-1)
     magnitude = scaled.abs()
-    # Midpoints between neighbours; at a tie the code with mantissa bit 0 wins, hence > or >= in turn.
+    # Midpoints between neighbours; at a tie the code with mantissa bit 0 wins, hence > or >= in
+    # turn.
     codes = torch.zeros_like(magnitude, dtype=torch.uint8)
     for code, midpoint in enumerate((0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0), start=1):
         reached = magnitude > midpoint if code % 2 else magnitude >= midpoint
@@ -104,8 +90,8 @@ def pack(values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 def floor_scales(values: torch.Tensor) -> torch.Tensor:
     """Scales for values that have none yet, by the rule of the OCP specification (section 6.3).
 
-    The exponent is `floor(log2(max |v|)) - 2`, 2 being the exponent of the largest E2M1 value. For new
-    weights only: re-deriving scales of released weights is what erases a fine-tune.
+    The exponent is `floor(log2(max |v|)) - 2`, 2 being the exponent of the largest E2M1 value. For
+    new weights only: re-deriving scales of released weights is what erases a fine-tune.
 
     Args:
         values: floating point `[..., 32 * G]`, finite.

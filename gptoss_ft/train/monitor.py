@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 def memory_gib() -> dict[str, float]:
-    """Memory in use, GiB: anonymous and file-backed resident pages, and the GPU's peak where there is one."""
+    """Memory in use, GiB: anonymous and file-backed pages, and the peak of the GPU."""
     resident = psutil.Process().memory_info()
     shared = getattr(resident, "shared", 0)
     memory = {"memory_gib": (resident.rss - shared) / 2**30, "file_pages_gib": shared / 2**30}
@@ -25,7 +25,7 @@ def memory_gib() -> dict[str, float]:
 
 
 class Monitor(TrainerCallback):
-    """Progress bar with loss, learning rate, tokens/s, memory and ETA; the same numbers to metrics.jsonl."""
+    """Progress bar with loss, rate, tokens/s, memory and ETA; the same in metrics.jsonl."""
 
     def __init__(self, metrics: Path) -> None:
         self.metrics = metrics

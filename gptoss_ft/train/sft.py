@@ -42,8 +42,8 @@ Say = Callable[[str], None]
 def train_sft(options: TrainOptions, config_yaml: str, say: Say = print) -> Path:
     """Runs supervised fine-tuning and returns the adapter's folder.
 
-    Everything that can be refused is refused before the weights are loaded: settings first, then the run
-    folder, the base's headers, and the data.
+    Everything that can be refused is refused before the weights are loaded: settings first, then
+    the run folder, the base's headers, and the data.
 
     Args:
         options: without problems (`options.problems()` is empty).
@@ -79,7 +79,7 @@ def train_sft(options: TrainOptions, config_yaml: str, say: Say = print) -> Path
 
 
 def open_base(options: TrainOptions) -> Checkpoint:
-    """The base's headers; writes the tiny model first where one is asked for and nothing is there."""
+    """The base's headers; writes the tiny model first where it is asked for and missing."""
     if options.model.tiny is not None and not Path(options.model.path).exists():
         write_tiny(Path(options.model.path), options.model.tiny)
     checkpoint = open_checkpoint(locate_checkpoint(options.model.path, options.hub, "model.path"))

@@ -1,18 +1,16 @@
 """TRL's SFTTrainer fed with our rows and per-token weights.
 
-What is ours is small: which columns reach the model, what a step is normalised by, and the call of the
-model's own weighted loss. Optimizer, schedule, accumulation, checkpoints and logging are TRL's.
+What is ours is small: which columns reach the model, what a step is normalised by, and the call of
+the model's own weighted loss. Optimizer, schedule, accumulation, checkpoints and logging are TRL's.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
-
-from gptoss_ft.model.causal_lm import WeightedLossOutput
 
 ROW_COLUMNS = ["input_ids", "labels", "loss_weights"]
 
@@ -20,11 +18,11 @@ ROW_COLUMNS = ["input_ids", "labels", "loss_weights"]
 class WeightedSFTTrainer(SFTTrainer):
     """SFT on rendered rows; the loss of an optimizer step is a mean over its trained weight.
 
-    The normaliser is the weight of the whole step, all accumulated batches and all processes together, so
-    neither the batch split nor accumulation nor padding changes the result.
+    The normaliser is the weight of the whole step, all accumulated batches and all processes
+    together, so neither the batch split nor accumulation nor padding changes the result.
     """
 
-    loss_is_scaled_for_ga = True
+    loss_is_scaled_for_ga = True  # type: ignore[assignment]  # typed as None in TRL
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._sums: dict[str, dict[str, torch.Tensor]] = {"train": {}, "eval": {}}
@@ -32,7 +30,7 @@ class WeightedSFTTrainer(SFTTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
-            self._signature_columns = list(ROW_COLUMNS)
+            self._signature_columns: Any = list(ROW_COLUMNS)
 
     def _get_num_items_in_batch(
         self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device
@@ -50,13 +48,11 @@ class WeightedSFTTrainer(SFTTrainer):
         model: torch.nn.Module,
         inputs: dict[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | None = None,
+        num_items_in_batch: Any = None,
     ) -> Any:
         """Loss of one batch as its share of the step's mean."""
-        mode = "train" if self.model.training else "eval"
-        output: WeightedLossOutput = model(
-            **inputs, use_cache=False, output_router_logits=self.aux_loss_enabled
-        )
+        mode = "train" if model.training else "eval"
+        output = model(**inputs, use_cache=False, output_router_logits=self.aux_loss_enabled)
         weight = output.weight if num_items_in_batch is None else num_items_in_batch
         loss = output.loss / weight.clamp(min=torch.finfo(torch.float32).tiny)
         if mode == "train":
@@ -91,12 +87,14 @@ class WeightedSFTTrainer(SFTTrainer):
     def evaluation_loop(
         self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> EvalLoopOutput:
-        """As in transformers, with the loss over all trained weight instead of a mean of batch means."""
+        """As in transformers, but the loss is a mean over all trained weight, not of batches."""
         self._sums["eval"] = {}
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        kwargs["metric_key_prefix"] = metric_key_prefix
+        output = super().evaluation_loop(*args, **kwargs)
         sums = self._take("eval")
-        output.metrics[f"{metric_key_prefix}_loss"] = sums["nll"] / sums["weight"]
-        output.metrics[f"{metric_key_prefix}_token_accuracy"] = sums["correct"] / sums["weight"]
+        metrics = cast(dict[str, float], output.metrics)
+        metrics[f"{metric_key_prefix}_loss"] = sums["nll"] / sums["weight"]
+        metrics[f"{metric_key_prefix}_token_accuracy"] = sums["correct"] / sums["weight"]
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
