@@ -54,9 +54,12 @@ def _logits(model: torch.nn.Module) -> torch.Tensor:
         return model(input_ids=_ids()).logits[0]
 
 
-def _loss(model: torch.nn.Module) -> torch.Tensor:
+def _loss(model: torch.nn.Module, scored: int = TOKENS) -> torch.Tensor:
+    """Sum over the last `scored` tokens."""
     ids = _ids()
-    return model(input_ids=ids, labels=ids, loss_weights=torch.ones(ids.shape)).loss
+    weights = torch.zeros(ids.shape)
+    weights[:, -scored:] = 1.0
+    return model(input_ids=ids, labels=ids, loss_weights=weights).loss
 
 
 def _relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -145,7 +148,7 @@ def test_a_disabled_adapter_is_the_base_after_training(
     assert (_logits(model) - base).abs().max() <= 1e-6, "a fresh adapter changes nothing"
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     for _ in range(5):
-        _loss(model).backward()
+        _loss(model, scored=64).backward()
         optimizer.step()
         optimizer.zero_grad()
     tuned = _logits(model)
@@ -174,7 +177,7 @@ def test_gradient_checkpointing_changes_nothing(tiny_checkpoint: Path) -> None:
         if checkpointing:
             model.enable_input_require_grads()
             model.gradient_checkpointing_enable()
-        _loss(model).backward()
+        _loss(model, scored=64).backward()
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
     for name, gradient in gradients[0].items():
         assert _relative(gradients[1][name], gradient) <= 1e-6, name
