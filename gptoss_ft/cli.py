@@ -8,6 +8,7 @@ Exit codes: 0 done; 1 ran and the answer is no; 2 the user can mend it; 130 inte
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -81,6 +82,8 @@ def _prepare_environment(hub: bool) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors to us instead of printing them
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|trl|peft")
+    # PEFT imports it, and it warns about an optional CPU kernel that nothing here uses.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _run_hydra(command: str, arguments: list[str]) -> int:

@@ -7,8 +7,9 @@ traceback.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 MAX_PROBLEMS_IN_FULL = 20
 
@@ -85,3 +86,21 @@ class RunError(GptOssFtError):
 
 class MissingDependencyError(GptOssFtError):
     """An optional dependency is not installed; the message names the extra."""
+
+
+def gather(*steps: Callable[[], Any]) -> list[Any]:
+    """Results of independent steps, in their order; if any fail, the problems of all of them.
+
+    Raises:
+        GptOssFtError: of the class of the first step that failed.
+    """
+    results: list[Any] = []
+    failed: list[GptOssFtError] = []
+    for step in steps:
+        try:
+            results.append(step())
+        except GptOssFtError as error:
+            failed.append(error)
+    if failed:
+        raise type(failed[0])([problem for error in failed for problem in error.problems])
+    return results

@@ -15,7 +15,7 @@ from gptoss_ft.adapters.check import check_adapter
 from gptoss_ft.adapters.files import open_adapter
 from gptoss_ft.adapters.model import AdaptedModel, load_adapter
 from gptoss_ft.data.read import read_jsonl
-from gptoss_ft.errors import ConfigError, DataError, Problem
+from gptoss_ft.errors import ConfigError, DataError, Problem, gather
 from gptoss_ft.files import whole_file
 from gptoss_ft.harmony.conversation import parse_openai_chat
 from gptoss_ft.harmony.messages import Conversation, Message
@@ -153,8 +153,10 @@ def generate(options: GenerateOptions, say: Callable[[str], None] = print) -> in
     problems = options.problems()
     if problems:
         raise ConfigError(problems)
-    checkpoint = open_checkpoint(locate_checkpoint(options.model, options.hub, "model"))
-    adapter = open_adapter(Path(options.adapter)) if options.adapter else None
+    checkpoint, adapter = gather(
+        lambda: open_checkpoint(locate_checkpoint(options.model, options.hub, "model")),
+        lambda: open_adapter(Path(options.adapter)) if options.adapter else None,
+    )
     if adapter is not None:
         check_adapter(adapter, checkpoint.require_packed())
     vocabulary = load_vocabulary(checkpoint.path)

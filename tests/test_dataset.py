@@ -12,7 +12,7 @@ import datasets
 import pytest
 from omegaconf import OmegaConf
 
-from gptoss_ft.data.dataset import FEATURES, DataOptions, PreparedData, prepare
+from gptoss_ft.data.dataset import FEATURES, DataOptions, PreparedData, read_data, render_data
 from gptoss_ft.errors import ConfigError, DataError
 from gptoss_ft.harmony.conversation import parse_openai_chat
 from gptoss_ft.harmony.options import RenderOptions
@@ -37,7 +37,8 @@ def write(path: Path, rows: Sequence[Any]) -> str:
 
 
 def prepared(path: str, **keys: Any) -> PreparedData:
-    return prepare(DataOptions(path=path, **keys), VOCABULARY)
+    options = DataOptions(path=path, **keys)
+    return render_data(read_data(options), options, VOCABULARY)
 
 
 def numbers(dataset: datasets.Dataset) -> set[str]:
@@ -177,7 +178,7 @@ def test_options_out_of_range_are_all_named() -> None:
         render=RenderOptions(effort="max"),
     )
     with pytest.raises(ConfigError) as caught:
-        prepare(options, VOCABULARY)
+        read_data(options)
     assert [problem.where for problem in caught.value.problems] == [
         "data.path",
         "data.validation_split",

@@ -143,26 +143,46 @@ class PreparedData:
     fingerprint: str
 
 
-class _Read(NamedTuple):
+class ReadRow(NamedTuple):
     """A conversation and the line it stands on."""
 
     where: str
     conversation: Conversation
 
 
-def prepare(options: DataOptions, vocabulary: Vocabulary) -> PreparedData:
-    """Read, check, render and split the data files.
+@dataclass(frozen=True)
+class ReadData:
+    """Conversations that are sound, not rendered yet.
+
+    Attributes:
+        train, validation: in the order of the files, or of the split.
+    """
+
+    train: list[ReadRow]
+    validation: list[ReadRow]
+
+
+def read_data(options: DataOptions) -> ReadData:
+    """Reads, checks and splits the data files.
 
     Raises:
         ConfigError: options out of range.
-        DataError: every bad row of all files, or no row is left to train on.
+        DataError: every bad row of all files.
     """
     problems = options.problems("data")
     if problems:
         raise ConfigError(problems)
     train, validation = _read_files(options)
-    if options.validation_split:
-        train, validation = _split(train, options)
+    return ReadData(*(_split(train, options) if options.validation_split else (train, validation)))
+
+
+def render_data(read: ReadData, options: DataOptions, vocabulary: Vocabulary) -> PreparedData:
+    """Renders what was read.
+
+    Raises:
+        DataError: rows that are too long, if they are to be refused, or no row left to train on.
+    """
+    train, validation = read.train, read.validation
     renderer = Renderer(vocabulary, options.render)
     summary = DataSummary(conversations=len(train) + len(validation))
     too_long: list[Problem] = []
@@ -180,7 +200,7 @@ def prepare(options: DataOptions, vocabulary: Vocabulary) -> PreparedData:
     )
 
 
-def _read_files(options: DataOptions) -> tuple[list[_Read], list[_Read]]:
+def _read_files(options: DataOptions) -> tuple[list[ReadRow], list[ReadRow]]:
     problems: list[Problem] = []
     train = _read(Path(options.path), problems)
     held_out = Path(options.validation_path) if options.validation_path else None
@@ -190,15 +210,15 @@ def _read_files(options: DataOptions) -> tuple[list[_Read], list[_Read]]:
     return train, validation
 
 
-def _read(path: Path, problems: list[Problem]) -> list[_Read]:
+def _read(path: Path, problems: list[Problem]) -> list[ReadRow]:
     """The conversations of one file; the problems of all its rows are added to `problems`."""
-    found: list[_Read] = []
+    found: list[ReadRow] = []
     mine: list[Problem] = []
     try:
         for number, row in read_jsonl(path):
             where = f"{path}:{number}"
             try:
-                found.append(_Read(where, parse_openai_chat(row, where)))
+                found.append(ReadRow(where, parse_openai_chat(row, where)))
             except DataError as error:
                 mine += error.problems
     except DataError as error:
@@ -207,7 +227,7 @@ def _read(path: Path, problems: list[Problem]) -> list[_Read]:
     return found
 
 
-def _split(read: list[_Read], options: DataOptions) -> tuple[list[_Read], list[_Read]]:
+def _split(read: list[ReadRow], options: DataOptions) -> tuple[list[ReadRow], list[ReadRow]]:
     """Hold out whole conversations; at least one stays on either side."""
     if len(read) < 2:
         mend = "add conversations, or set data.validation_split=0"
@@ -220,7 +240,7 @@ def _split(read: list[_Read], options: DataOptions) -> tuple[list[_Read], list[_
 
 
 def _render(
-    read: Iterable[_Read],
+    read: Iterable[ReadRow],
     renderer: Renderer,
     options: DataOptions,
     summary: DataSummary,

@@ -111,6 +111,26 @@ def open_run(folder: RunFolder, manifest: dict[str, Any], config_yaml: str, resu
     write_json(folder.manifest, manifest)
 
 
+def trim_metrics(folder: RunFolder, step: int) -> None:
+    """Drops the log lines after `step`: a run that resumes there logs those steps again."""
+    if folder.metrics.is_file():
+        lines = folder.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+        with whole_file(folder.metrics) as temporary:
+            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            temporary.write_text("".join(kept), encoding="utf-8")
+
+
+def outcome(metrics: Path) -> dict[str, Any]:
+    """Tokens seen and the first and last logged loss of a run."""
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    return {
+        "tokens_seen": int(sum(line.get("tokens", 0) for line in lines)),
+        "first_loss": losses[0] if losses else None,
+        "last_loss": losses[-1] if losses else None,
+    }
+
+
 def versions() -> dict[str, str]:
     """Versions of this package and of those that decide the numbers."""
     found = {"gptoss-ft": __version__}

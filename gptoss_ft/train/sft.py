@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable
@@ -24,8 +23,9 @@ from trl import SFTConfig
 
 from gptoss_ft.adapters.model import AdaptedModel, AdapterInfo, adapter_parameters, add_adapter
 from gptoss_ft.data.collate import Collator
-from gptoss_ft.data.dataset import PreparedData, prepare
-from gptoss_ft.files import whole_folder, write_json
+from gptoss_ft.data.dataset import PreparedData, read_data, render_data
+from gptoss_ft.errors import gather
+from gptoss_ft.files import is_empty, whole_folder, write_json
 from gptoss_ft.harmony.vocabulary import load_vocabulary
 from gptoss_ft.model.checkpoint import Checkpoint, fingerprint, open_checkpoint
 from gptoss_ft.model.load import load_model
@@ -33,7 +33,14 @@ from gptoss_ft.model.locate import locate_checkpoint
 from gptoss_ft.model.tiny import write_tiny
 from gptoss_ft.train.monitor import Monitor
 from gptoss_ft.train.options import TrainOptions
-from gptoss_ft.train.run import RunFolder, check_run_folder, open_run, versions
+from gptoss_ft.train.run import (
+    RunFolder,
+    check_run_folder,
+    open_run,
+    outcome,
+    trim_metrics,
+    versions,
+)
 from gptoss_ft.train.trainer import WeightedSFTTrainer
 
 Say = Callable[[str], None]
@@ -42,8 +49,8 @@ Say = Callable[[str], None]
 def train_sft(options: TrainOptions, config_yaml: str, say: Say = print) -> Path:
     """Runs supervised fine-tuning and returns the adapter's folder.
 
-    Everything that can be refused is refused before the weights are loaded: settings first, then
-    the run folder, the base's headers, and the data.
+    Everything that can be refused is refused before the weights are loaded: the run folder, the
+    base's headers and the data, all of their problems at once.
 
     Args:
         options: without problems (`options.problems()` is empty).
@@ -54,9 +61,12 @@ def train_sft(options: TrainOptions, config_yaml: str, say: Say = print) -> Path
         GptOssFtError: a run folder, checkpoint or data file that cannot be used.
     """
     folder = RunFolder(Path(options.output) / options.name)
-    check_run_folder(folder, options.resume)
-    checkpoint = open_base(options)
-    data = prepare(options.data, load_vocabulary(checkpoint.path))
+    _, checkpoint, read = gather(
+        lambda: check_run_folder(folder, options.resume),
+        lambda: open_base(options),
+        lambda: read_data(options.data),
+    )
+    data = render_data(read, options.data, load_vocabulary(checkpoint.path))
     for line in data.summary.lines():
         say(line)
     manifest = run_manifest(options, checkpoint, data)
@@ -68,14 +78,18 @@ def train_sft(options: TrainOptions, config_yaml: str, say: Say = print) -> Path
         say(f"training {count:,} parameters of {part}")
     trainer = build_trainer(options, model, checkpoint, data, folder)
     started = time.monotonic()
-    resume_from = folder.newest_checkpoint() if options.resume else None
-    if resume_from is not None:
-        say(f"resuming from {resume_from}")
-    trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    trainer.train(resume_from_checkpoint=_resume_from(folder, say) if options.resume else None)
     if trainer.is_world_process_zero():
-        finish(folder, trainer, manifest, time.monotonic() - started)
-        say(f"adapter written to {folder.adapter}")
+        finish(folder, trainer, manifest, time.monotonic() - started, say)
     return folder.adapter
+
+
+def _resume_from(folder: RunFolder, say: Say) -> str | None:
+    """The newest checkpoint, or None to start over; later log lines are dropped."""
+    newest = folder.newest_checkpoint()
+    trim_metrics(folder, int(newest.name.rpartition("-")[2]) if newest else -1)
+    say(f"resuming from {newest}" if newest else "no checkpoint yet: starting over")
+    return str(newest) if newest else None
 
 
 def open_base(options: TrainOptions) -> Checkpoint:
@@ -187,22 +201,26 @@ def callbacks(options: TrainOptions, folder: RunFolder) -> list[TrainerCallback]
 
 
 def finish(
-    folder: RunFolder, trainer: WeightedSFTTrainer, manifest: dict[str, Any], seconds: float
+    folder: RunFolder,
+    trainer: WeightedSFTTrainer,
+    manifest: dict[str, Any],
+    seconds: float,
+    say: Say,
 ) -> None:
     """Writes the adapter, then the manifest that says the run is complete."""
     with whole_folder(folder.adapter) as temporary:
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(str(temporary))
-    outcome = {
+    if folder.checkpoints.is_dir() and is_empty(folder.checkpoints):
+        folder.checkpoints.rmdir()  # the trainer makes it even when it saves nothing
+    result = {
         "status": "complete",
         "steps": trainer.state.global_step,
         "seconds": round(seconds, 1),
         "best_checkpoint": trainer.state.best_model_checkpoint,
         "best_eval_loss": trainer.state.best_metric,
-        "tokens_seen": _tokens_seen(folder.metrics),
+        **outcome(folder.metrics),
     }
-    write_json(folder.manifest, {**manifest, **outcome})
-
-
-def _tokens_seen(metrics: Path) -> int:
-    lines = metrics.read_text(encoding="utf-8").splitlines()
-    return int(sum(json.loads(line).get("tokens", 0) for line in lines))
+    write_json(folder.manifest, {**manifest, **result})
+    if result["first_loss"] is not None:
+        say(f"loss {result['first_loss']:.4f} → {result['last_loss']:.4f}")
+    say(f"adapter written to {folder.adapter}")
