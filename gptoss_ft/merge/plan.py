@@ -48,9 +48,9 @@ class MergeOptions:
         dry_run: show the plan only.
     """
 
-    base: str
-    adapter: str
-    out: str
+    base: str = ""
+    adapter: str = ""
+    out: str = ""
     to: str = "mxfp4"
     max_shard_gb: float = 5.0
     dry_run: bool = False
@@ -58,7 +58,7 @@ class MergeOptions:
     def problems(self, key: str = "") -> list[Problem]:
         """Everything that is wrong about the values themselves; the disk is not looked at."""
         found = [
-            Problem("must name a folder", key + name, repr(getattr(self, name)))
+            Problem("must name a folder", key + name, mend=f"say {name}=DIR")
             for name in ("base", "adapter", "out")
             if not getattr(self, name)
         ]

@@ -30,7 +30,7 @@ from gptoss_ft.harmony.vocabulary import load_vocabulary
 from gptoss_ft.model.checkpoint import Checkpoint, fingerprint, open_checkpoint
 from gptoss_ft.model.load import load_model
 from gptoss_ft.model.locate import locate_checkpoint
-from gptoss_ft.model.tiny import write_tiny
+from gptoss_ft.model.tiny import TinyOptions, write_tiny
 from gptoss_ft.train.monitor import Monitor
 from gptoss_ft.train.options import TrainOptions
 from gptoss_ft.train.run import (
@@ -61,11 +61,15 @@ def train_sft(options: TrainOptions, config_yaml: str, say: Say = print) -> Path
         GptOssFtError: a run folder, checkpoint or data file that cannot be used.
     """
     folder = RunFolder(Path(options.output) / options.name)
+    dry_run = options.model.tiny is not None and not Path(options.model.path).exists()
     _, checkpoint, read = gather(
         lambda: check_run_folder(folder, options.resume),
-        lambda: open_base(options),
+        lambda: None if dry_run else open_base(options),
         lambda: read_data(options.data),
     )
+    if dry_run:
+        write_tiny(Path(options.model.path), options.model.tiny or TinyOptions())
+        checkpoint = open_base(options)
     data = render_data(read, options.data, load_vocabulary(checkpoint.path))
     for line in data.summary.lines():
         say(line)
@@ -93,11 +97,9 @@ def _resume_from(folder: RunFolder, say: Say) -> str | None:
 
 
 def open_base(options: TrainOptions) -> Checkpoint:
-    """The base's headers; writes the tiny model first where it is asked for and missing."""
-    if options.model.tiny is not None and not Path(options.model.path).exists():
-        write_tiny(Path(options.model.path), options.model.tiny)
-    checkpoint = open_checkpoint(locate_checkpoint(options.model.path, options.hub, "model.path"))
-    return checkpoint.require_packed()
+    """The base's headers; its experts must be packed."""
+    path = locate_checkpoint(options.model.path, options.hub, "model.path")
+    return open_checkpoint(path).require_packed()
 
 
 def run_manifest(
