@@ -45,7 +45,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _row(line: bytes, where: str, problems: list[Problem]) -> dict[str, Any] | None:
     try:
-        text = line.decode("utf-8")
+        text = line.decode("utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
         found = f"byte 0x{line[error.start]:02x} at column {error.start + 1}"
         problems.append(Problem("the line is not UTF-8", where, found, "save the file as UTF-8"))
