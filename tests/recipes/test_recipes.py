@@ -1,0 +1,79 @@
+"""Every recipe trains on the tiny model, and every YAML composes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gptoss_ft.cli import run
+
+REPOSITORY = Path(__file__).parents[2]
+RECIPES = sorted(path.stem for path in (REPOSITORY / "recipes/sft").glob("*.yaml"))
+DATA = REPOSITORY / "data/lighthouse.jsonl"
+CHOICES = sorted(
+    (path.parent.name, path.stem)
+    for group in ("model", "adapter", "data", "trainer", "tracker")
+    for path in (REPOSITORY / "configs" / group).glob("*.yaml")
+)
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One output folder, so that the recipes share the tiny model that the first one writes."""
+    return tmp_path_factory.mktemp("outputs")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_runs_on_the_tiny_model(recipe: str, output: Path) -> None:
+    arguments = [f"sft={recipe}", "model=tiny", f"data.path={DATA}", f"output={output}"]
+    short = ["trainer.max_steps=2", "trainer.gradient_accumulation_steps=1"]
+    assert run("train", [*arguments, f"name={recipe}", *short]) == 0
+    folder = output / recipe
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["status"] == "complete"
+    assert manifest["steps"] == 2
+    composed = yaml.safe_load((folder / "config.yaml").read_text())
+    written = yaml.safe_load((REPOSITORY / f"recipes/sft/{recipe}.yaml").read_text())
+    assert composed["adapter"].items() >= written["adapter"].items()
+    assert manifest["adapter"]["r"] == written["adapter"]["r"]
+    losses = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert sum("loss" in line for line in losses) >= 1
+    assert (folder / "adapter" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_says_how_to_run_it_and_why(recipe: str) -> None:
+    lines = (REPOSITORY / f"recipes/sft/{recipe}.yaml").read_text().splitlines()
+    assert lines[0] == "# @package _global_"
+    command = f"#   gptoss-ft train sft={recipe}"
+    assert any(line.startswith(command) for line in lines)
+    assert sum(line.strip().startswith("#") for line in lines) >= 6
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_composes_with_its_own_model(
+    recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", [f"sft={recipe}", "data.path=my.jsonl", "--cfg", "job"]) == 0
+    composed = yaml.safe_load(capsys.readouterr().out)
+    size = recipe.rpartition("_")[2]
+    assert composed["model"]["path"].endswith("tiny-model" if recipe == "demo" else size)
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_of_every_group_composes(
+    group: str, choice: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", [f"{group}={choice}", "--cfg", "job"]) == 0
+    composed = yaml.safe_load(capsys.readouterr().out)
+    written = yaml.safe_load((REPOSITORY / "configs" / group / f"{choice}.yaml").read_text())
+    assert composed[group].keys() >= written.keys()
+
+
+@pytest.mark.parametrize("command", ["merge", "generate", "tiny"])
+def test_every_tool_composes(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(command, ["--cfg", "job"]) == 0
+    assert isinstance(yaml.safe_load(capsys.readouterr().out), dict)
