@@ -1,0 +1,151 @@
+"""The hooks of transformers, PEFT and TRL that are not public, or whose shape we rely on.
+
+A failure here after raising a version cap says what moved and which module of ours leans on it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from packaging.requirements import Requirement
+from peft import LoraConfig, PeftModel, PeftModelForCausalLM
+from peft.tuners.lora.layer import ParamWrapper
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import GptOssConfig, Trainer
+from transformers.models.gpt_oss import modeling_gpt_oss
+from transformers.quantizers.base import HfQuantizer
+from trl import SFTConfig, SFTTrainer
+
+from gptoss_ft.train.options import DECIDED
+from gptoss_ft.train.trainer import WeightedSFTTrainer
+
+PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
+
+# owner, method, parameters that we pass or override by name, the module of ours
+METHODS = [
+    (HfQuantizer, "_process_model_before_weight_loading", ["model"], "model/load.py"),
+    (HfQuantizer, "get_weight_conversions", [], "model/load.py"),
+    (HfQuantizer, "is_serializable", [], "model/load.py"),
+    (LoraConfig, "_register_custom_module", ["mapping"], "adapters/experts.py"),
+    (ParamWrapper, "_get_in_out_features", ["module"], "adapters/experts.py"),
+    (ParamWrapper, "_check_forward_args", ["x"], "adapters/experts.py"),
+    (ParamWrapper, "get_param", [], "adapters/experts.py"),
+    (ParamWrapper, "forward", ["x"], "adapters/experts.py"),
+    (ParamWrapper, "merge", ["safe_merge", "adapter_names"], "adapters/experts.py"),
+    (BaseTunerLayer, "set_adapter", ["adapter_names"], "adapters/trained.py"),
+    (BaseTunerLayer, "enable_adapters", ["enabled"], "adapters/trained.py"),
+    (
+        PeftModelForCausalLM,
+        "save_pretrained",
+        ["save_directory"],
+        "adapters/model.py",
+    ),
+    (PeftModelForCausalLM, "load_adapter", ["model_id", "adapter_name"], "adapters/model.py"),
+    (Trainer, "_set_signature_columns_if_needed", [], "train/trainer.py"),
+    (Trainer, "_get_num_items_in_batch", ["batch_samples", "device"], "train/trainer.py"),
+    (Trainer, "evaluation_loop", ["metric_key_prefix"], "train/trainer.py"),
+    (
+        SFTTrainer,
+        "compute_loss",
+        ["model", "inputs", "return_outputs", "num_items_in_batch"],
+        "train/trainer.py",
+    ),
+    (SFTTrainer, "log", ["logs", "start_time"], "train/trainer.py"),
+    (
+        modeling_gpt_oss.GptOssExperts,
+        "forward",
+        ["hidden_states", "router_indices", "routing_weights"],
+        "model/experts.py",
+    ),
+    (modeling_gpt_oss.GptOssTopKRouter, "forward", ["hidden_states"], "model/storage.py"),
+]
+
+
+@pytest.mark.parametrize(("owner", "name", "parameters", "ours"), METHODS)
+def test_a_hook_is_still_there(owner: type, name: str, parameters: list[str], ours: str) -> None:
+    assert hasattr(owner, name), f"{owner.__name__}.{name} is gone; gptoss_ft/{ours} needs it"
+    known = inspect.signature(getattr(owner, name)).parameters
+    missing = [parameter for parameter in parameters if parameter not in known]
+    assert not missing, f"{owner.__name__}.{name} lost {missing}; gptoss_ft/{ours} passes them"
+
+
+def test_caps_are_the_versions_that_are_tested() -> None:
+    """The three libraries whose insides we lean on are capped below the next minor version."""
+    dependencies = tomllib.loads(PYPROJECT.read_text())["project"]["dependencies"]
+    for requirement in map(Requirement, dependencies):
+        assert any(part.operator == ">=" for part in requirement.specifier), requirement
+        installed = importlib.metadata.version(requirement.name)
+        assert installed in requirement.specifier, requirement
+        if requirement.name in ("transformers", "peft", "trl"):
+            assert any(part.operator == "<" for part in requirement.specifier), requirement
+
+
+def test_the_router_and_experts_exchange_what_we_think() -> None:
+    """Router: logits, weights, indices. Experts: states, indices, weights by position."""
+    config = GptOssConfig(
+        hidden_size=8, intermediate_size=8, num_local_experts=4, num_experts_per_tok=2
+    )
+    router = modeling_gpt_oss.GptOssTopKRouter(config)
+    torch.nn.init.normal_(router.weight)
+    torch.nn.init.zeros_(router.bias)
+    logits, weights, indices = router(torch.randn(5, 8))
+    assert logits.shape == (5, 4)
+    assert weights.shape == indices.shape == (5, 2)
+    assert torch.equal(weights.softmax(-1).argmax(-1), weights.argmax(-1))
+    assert weights.sum(-1).allclose(torch.ones(5))
+
+    mlp = modeling_gpt_oss.GptOssMLP(config)
+    calls: list[Any] = []
+    mlp.experts.forward = lambda *args: calls.append(args) or args[0]
+    for parameter in mlp.router.parameters():
+        torch.nn.init.normal_(parameter)
+    mlp(torch.randn(1, 5, 8))
+    ((states, indices, weights),) = calls
+    assert states.shape == (5, 8)
+    assert indices.dtype == torch.int64 and weights.dtype == torch.float32
+
+
+def test_peft_reads_these_attributes_of_its_layers() -> None:
+    assert BaseTunerLayer.adapter_layer_names == ()
+    assert {"_disable_adapters", "_active_adapter", "merged_adapters"} <= {
+        name for name in dir(BaseTunerLayer)
+    }
+    assert '"state_dict"' in inspect.getsource(PeftModel.save_pretrained), (
+        "PEFT no longer takes a state_dict to save; gptoss_ft/adapters/model.py passes one"
+    )
+    source = inspect.getsource(ParamWrapper)
+    for name in ("num_experts", "_param_ndim", "parameter_name"):
+        assert name in source, f"ParamWrapper has no {name}; gptoss_ft/adapters/experts.py needs it"
+
+
+def test_the_trainer_reads_the_flags_we_set() -> None:
+    """Without `loss_is_scaled_for_ga`, the loss would be divided by the accumulation again."""
+    assert "loss_is_scaled_for_ga" in inspect.getsource(Trainer.training_step)
+    assert WeightedSFTTrainer.loss_is_scaled_for_ga is True
+    source = inspect.getsource(SFTTrainer)
+    for name in ("aux_loss_enabled", "router_aux_loss_coef", "self._metrics"):
+        assert name in source, f"SFTTrainer has no {name}; gptoss_ft/train/trainer.py needs it"
+    assert "current_gradient_accumulation_steps" in inspect.getsource(Trainer)
+    assert "skip_prepare_dataset" in source
+
+
+def test_settings_that_a_run_decides_exist() -> None:
+    known = {name for name in vars(SFTConfig("x", use_cpu=True, bf16=False))}
+    assert set(DECIDED) <= known, "remove what TRL no longer has"
+
+
+def test_the_weighted_normaliser_is_asked_for() -> None:
+    """The trainer calls our `_get_num_items_in_batch` with the batches of one optimizer step."""
+    trainer = SimpleNamespace(args=SimpleNamespace(world_size=1))
+    batches = [{"loss_weights": torch.tensor([[9.0, 0.5, 2.0]])} for _ in range(2)]
+    weight = WeightedSFTTrainer._get_num_items_in_batch(trainer, batches, torch.device("cpu"))
+    assert weight.item() == 5.0, "the first position predicts nothing"
+    assert "_get_num_items_in_batch" in inspect.getsource(transformers.Trainer.get_batch_samples)
