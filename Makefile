@@ -5,7 +5,8 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 DEMO := outputs/demo
 RUN := $(BIN)/gptoss-ft
-ANSWERS := file=data/lighthouse.jsonl max_new_tokens=192 batch_size=16
+# The longest trained answer has 53 tokens.
+ANSWERS := file=data/lighthouse.jsonl max_new_tokens=64
 
 .PHONY: help venv demo test test-slow lint clean
 
@@ -28,14 +29,17 @@ venv: .venv/installed
 
 # Two adapters on the same tiny base: `lossless`, merged back into MXFP4, and LoRA on attention and experts,
 # merged to bfloat16. The merged models must give the trained answers, the base must give none of them.
+# One thread: on matrices this small a second one costs a fifth more CPU time than it saves.
+demo: export OMP_NUM_THREADS := 1
 demo: venv
 	rm -rf $(DEMO)
 	$(RUN) tiny out=$(DEMO)/base layers=6 heads=8
 	$(RUN) train sft=demo output=$(DEMO) name=lossless model.path=$(DEMO)/base
 	$(RUN) merge base=$(DEMO)/base adapter=$(DEMO)/lossless/adapter out=$(DEMO)/lossless-mxfp4 to=mxfp4
-	$(RUN) train sft=demo adapter=attention_experts output=$(DEMO) name=experts model.path=$(DEMO)/base
+	$(RUN) train sft=demo adapter=attention_experts output=$(DEMO) name=experts model.path=$(DEMO)/base \
+		trainer.num_train_epochs=16
 	$(RUN) merge base=$(DEMO)/base adapter=$(DEMO)/experts/adapter out=$(DEMO)/experts-bf16 to=bf16
-	$(RUN) generate model=$(DEMO)/base $(ANSWERS) max_new_tokens=64 out=$(DEMO)/base.jsonl max_exact=0
+	$(RUN) generate model=$(DEMO)/base $(ANSWERS) out=$(DEMO)/base.jsonl max_exact=0
 	$(RUN) generate model=$(DEMO)/lossless-mxfp4 $(ANSWERS) out=$(DEMO)/lossless-mxfp4.jsonl min_exact=0.9
 	$(RUN) generate model=$(DEMO)/experts-bf16 $(ANSWERS) out=$(DEMO)/experts-bf16.jsonl min_exact=0.9
 	@echo "demo: both merged models give the trained answers, the base gives none"

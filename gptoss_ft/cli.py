@@ -71,7 +71,8 @@ def run(command: str, arguments: list[str]) -> int:
     except GptOssFtError as error:
         return _print_error(error)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        hint = "; say resume=true to go on from the newest checkpoint" if command == "train" else ""
+        print(f"interrupted{hint}", file=sys.stderr)
         return 130
 
 

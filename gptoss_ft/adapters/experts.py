@@ -15,6 +15,7 @@ from peft import LoraConfig
 from peft.tuners.lora.layer import ParamWrapper as PeftParamWrapper
 from torch import nn
 
+from gptoss_ft.adapters.layout import expert_A, expert_B
 from gptoss_ft.errors import AdapterError, Problem
 from gptoss_ft.model.experts import LowRank, PackedExperts
 from gptoss_ft.mxfp4.codec import BLOCK_SIZE
@@ -61,16 +62,6 @@ class ParamWrapper(PeftParamWrapper):
                 mend="use `gptoss-ft merge base=DIR adapter=DIR out=DIR`",
             )
         )
-
-
-def expert_A(weight: torch.Tensor, experts: int) -> torch.Tensor:
-    """PEFT's `lora_A` `[E * r, in]`, experts major, as `[E, r, in]`."""
-    return weight.reshape(experts, -1, weight.shape[-1])
-
-
-def expert_B(weight: torch.Tensor, experts: int) -> torch.Tensor:
-    """PEFT's `lora_B` `[out, r * E]`, experts fastest, as contiguous `[E, out, r]`."""
-    return weight.reshape(weight.shape[0], -1, experts).permute(2, 0, 1).contiguous()
 
 
 def register_packed_experts(config: LoraConfig) -> None:

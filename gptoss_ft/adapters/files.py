@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from gptoss_ft.adapters.layout import expert_A, expert_B
 from gptoss_ft.errors import AdapterError, Problem
 from gptoss_ft.model.checkpoint import Checkpoint, TensorInfo, read_header
 
@@ -87,8 +88,8 @@ class LoraFactors:
         A, B = read_tensor(self.A).float(), read_tensor(self.B).float()
         if not self.is_experts:
             return A, B
-        A = A.view(-1, self.rank, A.shape[1])
-        return A, B.view(B.shape[0], self.rank, A.shape[0]).permute(2, 0, 1).contiguous()
+        experts = A.shape[0] // self.rank
+        return expert_A(A, experts), expert_B(B, experts)
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,19 @@ from torch import nn
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssTopKRouter
 
 
+ROWS_AT_ONCE = 16_384
+
+
 class _FrozenLinear(torch.autograd.Function):
     """`x @ weight.T` for a weight that is never trained itself; its gradient is not formed."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(weight)
-        return x @ weight.to(x.dtype).T
+        if weight.dtype == x.dtype:
+            return x @ weight.T
+        # The head in slices: a converted copy of all of it would be paged in anew on every call.
+        return torch.cat([x @ rows.to(x.dtype).T for rows in weight.split(ROWS_AT_ONCE)], dim=-1)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:

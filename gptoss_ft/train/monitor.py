@@ -42,7 +42,7 @@ class Monitor(TrainerCallback):
                 initial=state.global_step,
                 unit="step",
                 dynamic_ncols=True,
-                mininterval=1.0,
+                mininterval=1.0 if sys.stderr.isatty() else 30.0,  # logs are read later
             )
 
     def on_step_end(
