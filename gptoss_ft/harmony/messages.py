@@ -8,15 +8,25 @@ from typing import Any
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 EFFORTS = ("low", "medium", "high")
+BUILTIN_TOOLS = ("browser", "python")
 
 
 @dataclass(frozen=True)
 class ToolCall:
-    """One call of a function: `arguments` is the JSON text exactly as it will be rendered."""
+    """One call of a tool.
+
+    Attributes:
+        name: of a function, without its namespace; of a builtin tool, the recipient in full, such
+            as `python` or `browser.search`.
+        arguments: the text exactly as it will be rendered, JSON but for `python`.
+        id: what the result refers to; not rendered.
+        builtin: whether the tool is `python` or one of `browser`'s.
+    """
 
     name: str
     arguments: str
     id: str = ""
+    builtin: bool = False
 
 
 @dataclass(frozen=True)
@@ -28,8 +38,9 @@ class Message:
         content: the text; of an assistant message with calls, the preamble shown to the user.
         thinking: the analysis of an assistant message; empty for none.
         tool_calls: the calls of an assistant message, in order.
-        name: of a tool result, the function that gave it.
+        name: of a tool result, the tool that gave it, as in `ToolCall`.
         weight: factor on the loss of everything this message contributes; only assistant messages.
+        builtin: of a tool result, whether a builtin tool gave it.
     """
 
     role: str
@@ -38,6 +49,7 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()
     name: str = ""
     weight: float = 1.0
+    builtin: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,8 +63,51 @@ class ToolSpec:
 
 @dataclass(frozen=True)
 class Conversation:
-    """A chat, its function tools, and the reasoning effort if the row sets one."""
+    """A chat.
+
+    Attributes:
+        messages: in order.
+        tools: the functions that the model may call.
+        effort: the reasoning effort, if the row sets one.
+        builtin_tools: any of `BUILTIN_TOOLS`.
+    """
 
     messages: tuple[Message, ...]
     tools: tuple[ToolSpec, ...] = ()
     effort: str | None = None
+    builtin_tools: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Two completions of one prompt, each a run of assistant messages, tool rounds included."""
+
+    prompt: Conversation
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """One completion of a prompt, and whether it is a good one (KTO)."""
+
+    prompt: Conversation
+    completion: tuple[Message, ...]
+    label: bool
+
+
+@dataclass(frozen=True)
+class Document:
+    """Plain text for continued pretraining."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class HarmonyText:
+    """A conversation spelled in Harmony, names of special tokens and all."""
+
+    text: str
+
+
+Example = Conversation | Preference | Feedback | Document | HarmonyText
