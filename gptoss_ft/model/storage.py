@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssTopKRouter
 
-
 ROWS_AT_ONCE = 16_384
 
 
