@@ -35,7 +35,7 @@ def _reference(
 
 
 @pytest.mark.parametrize("vocabulary_chunk", [64, 333, 4096])
-@pytest.mark.parametrize("rows", [1, 7, 1000])
+@pytest.mark.parametrize("rows", [2, 7, 1000])
 def test_sums_and_gradient_equal_full_cross_entropy(
     monkeypatch: pytest.MonkeyPatch, rows: int, vocabulary_chunk: int
 ) -> None:

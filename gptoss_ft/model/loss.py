@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-LOGIT_CHUNK_BYTES = 256 * 2**20
+# Up to here an allocator hands the same memory out again; beyond, every call pages in new memory.
+LOGIT_CHUNK_BYTES = 32 * 2**20
 # Narrow enough that a slice of the head and its logits stay in a CPU's cache between two passes.
 VOCABULARY_CHUNK = 4_096
 
@@ -70,7 +71,7 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         gradient = torch.zeros_like(hidden) if needs_gradient else None
         nll = torch.zeros((), dtype=torch.float32, device=hidden.device)
         correct = torch.zeros_like(nll)
-        rows = min(hidden.shape[0], max(1, LOGIT_CHUNK_BYTES // (4 * head.shape[0])))
+        rows = _rows_at_once(hidden.shape[0], head)
         buffer = torch.empty(rows, head.shape[0], dtype=torch.float32, device=hidden.device)
         for start in range(0, hidden.shape[0], max(rows, 1)):
             part = slice(start, start + rows)
@@ -96,6 +97,12 @@ class _WeightedCrossEntropy(torch.autograd.Function):
     ) -> tuple[torch.Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * grad.to(gradient.dtype), None, None, None
+
+
+def _rows_at_once(rows: int, head: torch.Tensor) -> int:
+    """Rows whose logits exist together; with a wide head more, as each chunk converts all of it."""
+    vocabulary, width = head.shape
+    return min(rows, max(1, LOGIT_CHUNK_BYTES // (4 * vocabulary), width // 8))
 
 
 def _slices(vocabulary: int) -> Iterator[slice]:
