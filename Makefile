@@ -8,12 +8,13 @@ RUN := $(BIN)/gptoss-ft
 # The longest trained answer has 53 tokens.
 ANSWERS := file=data/lighthouse.jsonl max_new_tokens=64
 
-.PHONY: help venv demo test test-slow lint clean
+.PHONY: help venv demo test test-slow test-browser lint clean
 
 help:
 	@echo "make demo       tune, merge and ask a tiny gpt-oss: the whole job in minutes, on a laptop"
 	@echo "make test       all tests but the slow ones"
 	@echo "make test-slow  the slow ones"
+	@echo "make test-browser  the HTML preview in Chromium (Debian package chromium)"
 	@echo "make lint       ruff and mypy"
 	@echo "make venv       only create .venv and install"
 
@@ -45,10 +46,13 @@ demo: venv
 	@echo "demo: both merged models give the trained answers, the base gives none"
 
 test: venv
-	$(BIN)/python -m pytest -m "not slow and not gpu and not network and not runtime"
+	$(BIN)/python -m pytest -m "not slow and not gpu and not network and not runtime and not browser"
 
 test-slow: venv
 	$(BIN)/python -m pytest -m slow
+
+test-browser: venv
+	$(BIN)/python -m pytest -m browser
 
 lint: venv
 	$(BIN)/ruff check .

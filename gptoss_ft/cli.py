@@ -25,13 +25,14 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "train": "tune a base on conversations; writes outputs/NAME/",
+    "preview": "show data as it will be trained, in the terminal and as a page",
     "merge": "base + adapter = a checkpoint of its own",
     "generate": "ask a model, with or without an adapter",
     "tiny": "write a tiny random gpt-oss in the released file layout",
 }
 # Values that are text or paths: taken as they stand, whatever Hydra's grammar would make of them.
-TEXTS = {"prompt", "system", "name", "identity"}
-PATHS = {"file", "base", "out", "output", "model", "adapter"}
+TEXTS = {"prompt", "system", "name", "identity", "rows"}
+PATHS = {"file", "base", "out", "output", "model", "adapter", "html", "cache", "tokenizer"}
 _ASSIGNMENT = re.compile(r"(?P<key>[+~]{0,2}[\w./@-]+)=(?P<value>.*)", re.DOTALL)
 
 
@@ -164,7 +165,7 @@ def check_arguments(command: str, arguments: list[str], schema: type) -> list[st
             continue
         key, value = assignment["key"].lstrip("+~"), assignment["value"]
         seen[key] += 1
-        if command == "train" and key in config.GROUPS:
+        if key in config.groups_of(command):
             problems += _choice_problems(key, value, config.group_options(key, extra))
         elif not key.startswith("hydra"):
             problem = config.key_problem(key, schema)
@@ -288,6 +289,14 @@ def _train(composed: DictConfig) -> int:
     return 0
 
 
+def _preview(composed: DictConfig) -> int:
+    from gptoss_ft import config
+    from gptoss_ft.preview import PreviewCommand, run_preview
+
+    run_preview(config.to_options(composed, PreviewCommand))
+    return 0
+
+
 def _merge(composed: DictConfig) -> int:
     from gptoss_ft import config
     from gptoss_ft.merge.plan import MergeOptions, plan_merge
@@ -324,6 +333,7 @@ def _tiny(composed: DictConfig) -> int:
 
 _ACTIONS: dict[str, Callable[[Any], int]] = {
     "train": _train,
+    "preview": _preview,
     "merge": _merge,
     "generate": _generate,
     "tiny": _tiny,

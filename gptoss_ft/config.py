@@ -32,6 +32,10 @@ def schema_of(command: str) -> type:
             from gptoss_ft.train.options import TrainOptions
 
             return TrainOptions
+        case "preview":
+            from gptoss_ft.preview import PreviewCommand
+
+            return PreviewCommand
         case "merge":
             from gptoss_ft.merge.plan import MergeOptions
 
@@ -57,10 +61,15 @@ def asset(name: str) -> Path:
 def config_folder(command: str) -> Path:
     """Where a command's primary configuration lies.
 
-    Only `train` sees group folders. A key named like a group on the search path is read as a choice
-    of that group, so `merge adapter=DIR` must not see them.
+    Only commands with groups see their folders. A key named like a group on the search path is read
+    as a choice of that group, so `merge adapter=DIR` must not see them.
     """
-    return asset("configs") if command == "train" else asset("configs") / "tools"
+    return asset("configs") if groups_of(command) else asset("configs") / "tools"
+
+
+def groups_of(command: str) -> tuple[str, ...]:
+    """The groups that a command's configuration is composed of."""
+    return {"train": GROUPS, "preview": ("data",)}.get(command, ())
 
 
 def register(command: str, schema: type) -> None:

@@ -14,10 +14,10 @@ from tqdm import tqdm
 from gptoss_ft.adapters.check import check_adapter
 from gptoss_ft.adapters.files import open_adapter
 from gptoss_ft.adapters.model import AdaptedModel, load_adapter
-from gptoss_ft.data.read import read_jsonl
+from gptoss_ft.data.options import SourceOptions
+from gptoss_ft.data.rows import read_examples
 from gptoss_ft.errors import ConfigError, DataError, Problem, gather
 from gptoss_ft.files import whole_file
-from gptoss_ft.harmony.conversation import parse_openai_chat
 from gptoss_ft.harmony.messages import Conversation, Message
 from gptoss_ft.harmony.options import RenderOptions
 from gptoss_ft.harmony.parse import ParsedMessage, parse_completion
@@ -37,7 +37,7 @@ class GenerateOptions:
         model: checkpoint folder, packed or dense, or a Hub id with `hub=true`.
         adapter: adapter folder, or empty.
         prompt: one user message.
-        file: conversations as JSONL, asked instead of a prompt: each one's last answer is generated
+        file: conversations in any format, asked instead of a prompt: each one's last answer is generated
             anew from the true history before it, and compared with the one in the file.
         system: instructions for the prompt, as a developer message.
         effort: reasoning effort where a conversation names none: low, medium or high.
@@ -185,13 +185,14 @@ def _questions(options: GenerateOptions, renderer: Renderer) -> Iterator[Questio
         yield Question("prompt", options.prompt, renderer.prompt(conversation), None)
         return
     problems: list[Problem] = []
-    for number, row in read_jsonl(Path(options.file)):
-        where = f"{options.file}:{number}"
-        try:
-            conversation = parse_openai_chat(row, where, needs_answer=False)
-        except DataError as error:
-            problems += error.problems
+    for where, _, example in read_examples(
+        SourceOptions(options.file), problems, needs_answer=False
+    ):
+        if not isinstance(example, Conversation):
+            mend = "give rows of conversations"
+            problems.append(Problem("this row is not a conversation", where, mend=mend))
             continue
+        conversation = example
         asked = next((m.content for m in reversed(conversation.messages) if m.role == "user"), "")
         if conversation.messages[-1].role != "assistant":
             yield Question(where, asked, renderer.prompt(conversation), None)

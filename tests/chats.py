@@ -1,13 +1,28 @@
-"""Hypothesis strategies for chats, tools and schemas."""
+"""Chats for tests: short ways to write them, and hypothesis strategies for them."""
 
 from __future__ import annotations
 
 import json
+import string
 from typing import Any
 
 from hypothesis import strategies as st
 
 from gptoss_ft.harmony.messages import Conversation, Message, ToolCall, ToolSpec
+
+
+def chat(*messages: Message) -> Conversation:
+    return Conversation(messages)
+
+
+def user(text: str) -> Message:
+    return Message("user", text)
+
+
+def assistant(text: str = "", thinking: str = "", weight: float = 1.0, *calls: str) -> Message:
+    made = tuple(ToolCall(name, "{}") for name in calls)
+    return Message("assistant", text, thinking, made, weight=weight)
+
 
 LOOK_ALIKES = (
     "<|end|>",
@@ -25,17 +40,15 @@ PIECES = (
     '"quoted"', "{", "}", "\r\n", "\u200b", "e\u0301",
 )  # fmt: skip
 
+# One string is one draw for hypothesis: its letters stand for pieces, a second string is anything.
+_LETTERS = {chr(0x4E00 + place): piece for place, piece in enumerate((*PIECES, *LOOK_ALIKES))}
 texts = (
-    st.lists(
-        st.one_of(st.sampled_from(PIECES), st.sampled_from(LOOK_ALIKES), st.text(max_size=8)),
-        min_size=1,
-        max_size=8,
-    )
-    .map("".join)
+    st.tuples(st.text("".join(_LETTERS), max_size=8), st.text(max_size=8))
+    .map(lambda pair: "".join(_LETTERS[letter] for letter in pair[0]) + pair[1])
     .filter(bool)
 )
 maybe_texts = st.one_of(st.just(""), texts)
-names = st.from_regex(r"[A-Za-z_][A-Za-z0-9_\-]{0,12}", fullmatch=True)
+names = st.text(string.ascii_letters + string.digits + "_-", max_size=12).map("f{}".format)
 # openai-harmony reads a decimal with many digits one unit in the last place off, so few are given.
 decimals = st.builds(
     lambda digits, power: float(f"{digits}e{power}"), st.integers(-999, 999), st.integers(-12, 18)
@@ -66,6 +79,7 @@ def _noted(schemas: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict
             "examples": st.lists(values, max_size=2),
             "enum": st.lists(scalars, max_size=3),
             "minimum": st.integers(0, 3),
+            "$defs": st.just({"place": {"type": "string"}}),
         },
     )
     return st.tuples(schemas, notes).map(lambda pair: pair[0] | pair[1])
@@ -83,7 +97,14 @@ _leaves = st.one_of(
             {},
             {"oneOf": []},
             {"oneOf": None, "type": "string"},
-            {"anyOf": [{"type": "string"}]},
+            {"anyOf": [{"type": "string"}, {"type": "null"}]},
+            {"anyOf": [{"type": "string"}], "type": "string"},
+            {"allOf": [{"$ref": "#/$defs/place"}]},
+            {"$ref": "#/$defs/place"},
+            {"$ref": "#/$defs/place", "type": "object"},
+            {"const": "a"},
+            {"type": ["array", "null"], "items": {"type": "string"}},
+            {"type": "object", "additionalProperties": {"type": "number"}},
         ]
     ),
 )
@@ -92,7 +113,8 @@ _leaves = st.one_of(
 def _grown(inner: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
     array = inner.map(lambda items: {"type": "array", "items": items})
     one_of = st.lists(inner, min_size=1, max_size=3).map(lambda variants: {"oneOf": variants})
-    return _noted(st.one_of(array, one_of, _objects(inner)))
+    any_of = st.lists(inner, min_size=1, max_size=2).map(lambda variants: {"anyOf": variants})
+    return _noted(st.one_of(array, one_of, any_of, _objects(inner)))
 
 
 @st.composite
@@ -105,20 +127,37 @@ def _objects(draw: st.DrawFn, inner: st.SearchStrategy[dict[str, Any]]) -> dict[
 
 
 schemas = st.recursive(_noted(_leaves), _grown, max_leaves=6)
+small_schemas = st.recursive(_noted(_leaves), _grown, max_leaves=2)
 parameters = st.one_of(st.none(), _objects(schemas), schemas)
-tool_specs = st.builds(ToolSpec, names, maybe_texts, parameters)
+tool_specs = st.builds(ToolSpec, names, maybe_texts, st.one_of(st.none(), _objects(small_schemas)))
 weights = st.sampled_from((0.0, 0.5, 1.0, 2.0))
+
+
+arguments = st.builds(lambda name, text: json.dumps({name: text}), names, texts)
+function_calls = st.builds(ToolCall, names, arguments)
+builtin_calls = st.one_of(
+    st.builds(ToolCall, st.just("python"), texts, builtin=st.just(True)),
+    st.builds(
+        ToolCall,
+        st.sampled_from(("browser.search", "browser.open", "browser.find")),
+        arguments,
+        builtin=st.just(True),
+    ),
+)
 
 
 @st.composite
 def tool_rounds(draw: st.DrawFn) -> list[Message]:
-    """An assistant message with one to three parallel calls, and the results of all of them."""
-    arguments = st.dictionaries(names, scalars, max_size=2).map(json.dumps)
-    calls = draw(st.lists(st.builds(ToolCall, names, arguments), min_size=1, max_size=3))
+    """An assistant message with one or two parallel calls, and the results of all of them."""
+    calls = draw(st.lists(st.one_of(function_calls, builtin_calls), min_size=1, max_size=2))
     thinking, preamble = draw(maybe_texts), draw(maybe_texts)
     asked = Message("assistant", preamble, thinking, tuple(calls), weight=draw(weights))
     order = draw(st.permutations(calls))
-    return [asked, *(Message("tool", draw(maybe_texts), name=call.name) for call in order)]
+    return [asked, *(_result(call, draw(maybe_texts)) for call in order)]
+
+
+def _result(call: ToolCall, text: str) -> Message:
+    return Message("tool", text, name=call.name, builtin=call.builtin)
 
 
 @st.composite
@@ -145,4 +184,5 @@ def conversations(draw: st.DrawFn) -> Conversation:
         messages += draw(tool_rounds())[:1]
     tools = tuple(draw(st.lists(tool_specs, max_size=2)))
     effort = draw(st.sampled_from((None, "low", "medium", "high")))
-    return Conversation(tuple(messages), tools, effort)
+    builtin = draw(st.sampled_from(((), ("python",), ("browser",), ("python", "browser"))))
+    return Conversation(tuple(messages), tools, effort, builtin)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import gzip
 import importlib.resources
 from collections.abc import Iterator
+from itertools import pairwise
 
 import openai_harmony as oh
 import pytest
 
-from gptoss_ft.harmony.messages import Conversation, ToolSpec
+from gptoss_ft.harmony.messages import Conversation, Message, ToolCall, ToolSpec
 from gptoss_ft.harmony.options import RenderOptions
+from gptoss_ft.harmony.vocabulary import START
+
+CONTENT_TYPES = {"token": "<|constrain|>json", "text": "json", "none": None}
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +38,17 @@ def prompt_ids(encoding: oh.HarmonyEncoding, messages: list[oh.Message]) -> list
     return encoding.render_conversation_for_completion(conversation, oh.Role.ASSISTANT, keep)
 
 
-def system_message(options: RenderOptions, effort: str | None) -> oh.Message:
+def message_ids(encoding: oh.HarmonyEncoding, messages: list[oh.Message]) -> list[list[int]]:
+    """The ids of each message, from one rendering of all of them."""
+    ids = render_ids(encoding, messages)
+    starts = [place for place, token in enumerate(ids) if token == START]
+    assert len(starts) == len(messages)
+    return [ids[start:stop] for start, stop in pairwise([*starts, len(ids)])]
+
+
+def system_message(
+    options: RenderOptions, effort: str | None, builtin_tools: tuple[str, ...] = ()
+) -> oh.Message:
     content = (
         oh.SystemContent.new()
         .with_model_identity(options.identity)
@@ -42,6 +56,8 @@ def system_message(options: RenderOptions, effort: str | None) -> oh.Message:
         .with_conversation_start_date(options.date)
         .with_reasoning_effort(oh.ReasoningEffort((effort or options.effort).capitalize()))
     )
+    for name in builtin_tools:
+        content = content.with_browser_tool() if name == "browser" else content.with_python_tool()
     return oh.Message.from_role_and_content(oh.Role.SYSTEM, content)
 
 
@@ -58,7 +74,7 @@ def developer_message(instructions: str, tools: tuple[ToolSpec, ...]) -> oh.Mess
 
 def oracle_messages(conversation: Conversation, options: RenderOptions) -> list[oh.Message]:
     """The conversation as Harmony messages, all analysis kept."""
-    messages = [system_message(options, conversation.effort)]
+    messages = [system_message(options, conversation.effort, conversation.builtin_tools)]
     pending: list[str] = []
     tools = conversation.tools
 
@@ -78,32 +94,44 @@ def oracle_messages(conversation: Conversation, options: RenderOptions) -> list[
         if message.role == "user":
             messages.append(oh.Message.from_role_and_content(oh.Role.USER, message.content))
         elif message.role == "tool":
-            author = oh.Author.new(oh.Role.TOOL, f"functions.{message.name}")
-            result = oh.Message.from_author_and_content(author, message.content)
-            messages.append(result.with_recipient("assistant").with_channel("commentary"))
+            messages.append(_result(message))
         else:
             if message.thinking:
                 messages.append(_assistant(message.thinking, "analysis"))
             if message.content:
                 channel = "commentary" if message.tool_calls else "final"
                 messages.append(_assistant(message.content, channel))
-            for call in message.tool_calls:
-                sent = _assistant(call.arguments, "commentary")
-                sent = sent.with_recipient(f"functions.{call.name}")
-                messages.append(sent.with_content_type("<|constrain|>json"))
+            messages += [_called(call, options.constrain) for call in message.tool_calls]
     flush()
     return messages
+
+
+def _result(message: Message) -> oh.Message:
+    """A result stands in the channel of its call, which the tools of gpt-oss make sure of."""
+    name = message.name if message.builtin else f"functions.{message.name}"
+    result = oh.Message.from_author_and_content(oh.Author.new(oh.Role.TOOL, name), message.content)
+    channel = "analysis" if message.builtin else "commentary"
+    return result.with_recipient("assistant").with_channel(channel)
+
+
+def _called(call: ToolCall, constrain: str) -> oh.Message:
+    if call.builtin:
+        sent = _assistant(call.arguments, "analysis").with_recipient(call.name)
+        return sent.with_content_type("code")
+    sent = _assistant(call.arguments, "commentary").with_recipient(f"functions.{call.name}")
+    sent.content_type = CONTENT_TYPES[constrain]
+    return sent
 
 
 def _assistant(text: str, channel: str) -> oh.Message:
     return oh.Message.from_role_and_content(oh.Role.ASSISTANT, text).with_channel(channel)
 
 
-def oracle_actions(messages: list[oh.Message]) -> list[tuple[list[oh.Message], list[oh.Message]]]:
-    """(prompt messages, target messages) of each sampling action, by the rule read literally.
+def oracle_actions(messages: list[oh.Message]) -> list[tuple[list[int], list[int]]]:
+    """Indices of the prompt's and of the target's messages, of each sampling action.
 
     Written from the definition alone: cut at every final and every call, walk back over the
-    assistant's run, drop the analysis that stands before the last final of the prompt.
+    assistant's run, drop what stands in the analysis channel before the last final of the prompt.
     """
     pairs = []
     previous_end = -1
@@ -116,11 +144,19 @@ def oracle_actions(messages: list[oh.Message]) -> list[tuple[list[oh.Message], l
         while start - 1 > previous_end and messages[start - 1].author.role == oh.Role.ASSISTANT:
             start -= 1
         previous_end = end
-        pairs.append((drop_old_analysis(messages[:start]), messages[start : end + 1]))
+        pairs.append((shown(messages[:start]), list(range(start, end + 1))))
     return pairs
 
 
-def drop_old_analysis(history: list[oh.Message]) -> list[oh.Message]:
+def shown(history: list[oh.Message]) -> list[int]:
+    """Indices of what a prompt shows of a history."""
     finals = [i for i, message in enumerate(history) if message.channel == "final"]
     last = finals[-1] if finals else -1
-    return [m for i, m in enumerate(history) if m.channel != "analysis" or i > last]
+    return [i for i, m in enumerate(history) if m.channel != "analysis" or i > last]
+
+
+def shown_by_the_library(encoding: oh.HarmonyEncoding, messages: list[oh.Message]) -> list[int]:
+    """Ids of the prompt that openai-harmony's own dropping of analysis makes of a history."""
+    conversation = oh.Conversation.from_messages(messages)
+    drop = oh.RenderConversationConfig(auto_drop_analysis=True)
+    return encoding.render_conversation_for_completion(conversation, oh.Role.ASSISTANT, drop)

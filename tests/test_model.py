@@ -14,6 +14,7 @@ from transformers import GptOssConfig
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts, GptOssForCausalLM
 
+from gptoss_ft.data.collate import Collator
 from gptoss_ft.errors import CheckpointError
 from gptoss_ft.model.checkpoint import open_checkpoint
 from gptoss_ft.model.experts import LowRank, PackedExperts
@@ -200,3 +201,26 @@ def test_generation_equals_stock_greedy_decoding(tiny_checkpoint: Path) -> None:
     ours = load_model(open_checkpoint(tiny_checkpoint))
     arguments = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 199999}
     assert torch.equal(ours.generate(ids, **arguments), stock.generate(ids, **arguments))
+
+
+def test_packed_documents_do_not_see_each_other(tiny_checkpoint: Path) -> None:
+    """Logits of two documents in one padded row are those of each one alone."""
+    model = load_model(open_checkpoint(tiny_checkpoint))
+    lengths = (180, 140)  # the first longer than the sliding window
+    ids = _ids(sum(lengths))
+    row = {
+        "input_ids": ids[0].tolist(),
+        "labels": ids[0].tolist(),
+        "loss_weights": [1.0] * ids.shape[1],
+        "documents": list(lengths),
+    }
+    short = {name: value[:100] for name, value in row.items()} | {"documents": [100]}
+    batch = Collator()([row, short])
+    inputs = {name: batch[name] for name in ("input_ids", "position_ids", "document_ids")}
+    with torch.no_grad():
+        packed = model(**inputs).logits
+        first, second = (model(input_ids=part).logits[0] for part in ids.split(lengths, dim=1))
+    assert (packed[0, :180] - first).abs().max() <= 1e-4
+    assert (packed[0, 180:] - second).abs().max() <= 1e-4
+    assert (packed[1, :100] - first[:100]).abs().max() <= 1e-4
+    assert torch.isfinite(packed).all()

@@ -8,7 +8,7 @@ from chats import conversations
 from harmony_oracle import harmony_encoding
 from hypothesis import HealthCheck, given, settings
 
-from gptoss_ft.harmony.options import RenderOptions
+from gptoss_ft.harmony.options import TOOL_CALL_HEADERS, RenderOptions
 from gptoss_ft.harmony.parse import ParsedMessage, parse_completion
 from gptoss_ft.harmony.render import Renderer
 from gptoss_ft.harmony.vocabulary import SPECIAL_NAMES, packaged_vocabulary
@@ -16,7 +16,10 @@ from gptoss_ft.harmony.vocabulary import SPECIAL_NAMES, packaged_vocabulary
 __all__ = ["harmony_encoding"]
 
 VOCABULARY = packaged_vocabulary()
-RENDERER = Renderer(VOCABULARY, RenderOptions())
+RENDERERS = [
+    Renderer(VOCABULARY, RenderOptions(tool_call_header=header)) for header in TOOL_CALL_HEADERS
+]
+RENDERER = RENDERERS[0]
 IDS = {name: token_id for token_id, name in SPECIAL_NAMES.items()}
 
 
@@ -41,7 +44,7 @@ def ids_of(spelled: str) -> list[int]:
 def test_whole_answers_parse_as_openai_harmony_parses_them(
     harmony_encoding: oh.HarmonyEncoding, conversation
 ) -> None:
-    for action in RENDERER.actions(conversation):
+    for action in (action for renderer in RENDERERS for action in renderer.actions(conversation)):
         expected = harmony_encoding.parse_messages_from_completion_tokens(
             action.target_ids, oh.Role.ASSISTANT
         )
@@ -89,6 +92,14 @@ def test_a_truncated_answer_shows_the_beginning_of_the_whole(conversation) -> No
         (
             " to=functions.f<|channel|>commentary json<|message|>{}<|call|>",
             [("commentary", "functions.f", "json", "{}")],
+        ),
+        (
+            " to=python<|channel|>analysis code<|message|>print(1)<|call|>",
+            [("analysis", "python", "code", "print(1)")],
+        ),
+        (
+            "<|channel|>analysis to=browser.search code<|message|>{}<|call|>",
+            [("analysis", "browser.search", "code", "{}")],
         ),
         (
             " to=functions.f<|channel|>commentary<|constrain|>json<|message|>{",

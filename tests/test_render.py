@@ -1,32 +1,30 @@
-"""The renderer against openai-harmony, and the meaning of labels and weights."""
+"""The renderer against openai-harmony, the styles of tool calls, and what it costs."""
 
 from __future__ import annotations
 
+import time
+
 import openai_harmony as oh
 import pytest
-from chats import conversations, parameters, texts
+from chats import assistant, chat, conversations, texts, user
 from harmony_oracle import (
-    developer_message,
-    drop_old_analysis,
     harmony_encoding,
+    message_ids,
     oracle_actions,
     oracle_messages,
     prompt_ids,
-    render_ids,
+    shown,
+    shown_by_the_library,
 )
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 
 from gptoss_ft.harmony.messages import Conversation, Message, ToolCall, ToolSpec
-from gptoss_ft.harmony.options import CHANNELS, RenderOptions
-from gptoss_ft.harmony.render import IGNORE, Action, Renderer, Row, system_text
-from gptoss_ft.harmony.tools import tools_text
+from gptoss_ft.harmony.options import CONSTRAINS, TOOL_CALL_HEADERS, RenderOptions
+from gptoss_ft.harmony.render import Renderer
 from gptoss_ft.harmony.vocabulary import (
     CALL,
-    CHANNEL,
     CONSTRAIN,
-    END,
     FIRST_SPECIAL,
-    MESSAGE,
     RETURN,
     START,
     packaged_vocabulary,
@@ -39,95 +37,74 @@ OPTIONS = RenderOptions(
 )
 VOCABULARY = packaged_vocabulary()
 RENDERER = Renderer(VOCABULARY, OPTIONS)
+ASSISTANT = [START, *VOCABULARY.encode("assistant")]
 many = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-
-
-def chat(*messages: Message) -> Conversation:
-    return Conversation(messages)
-
-
-def user(text: str) -> Message:
-    return Message("user", text)
-
-
-def assistant(text: str = "", thinking: str = "", weight: float = 1.0, *calls: str) -> Message:
-    made = tuple(ToolCall(name, "{}") for name in calls)
-    return Message("assistant", text, thinking, made, weight=weight)
 
 
 def spelled(ids: list[int]) -> str:
     return VOCABULARY.decode(ids)
 
 
-def trained(row: Row) -> str:
-    return spelled([label for label in row.labels if label != IGNORE])
-
-
 # ---------------------------------------------------------------- against openai-harmony
 
 
-@many
+def check_against_the_oracle(encoding: oh.HarmonyEncoding, conversation: Conversation) -> None:
+    """Prompt and target of every action are openai-harmony's, and the targets parse back."""
+    messages = oracle_messages(conversation, OPTIONS)
+    spelling = message_ids(encoding, messages)
+    kept = [messages[i] for i in shown(messages)]
+    assert RENDERER.prompt(conversation) == prompt_ids(encoding, kept)
+    expected = oracle_actions(messages)
+    for action, (prompt, target) in zip(RENDERER.actions(conversation), expected, strict=True):
+        assert action.prompt_ids == joined(spelling, prompt) + ASSISTANT
+        whole = joined(spelling, prompt + target)
+        if messages[target[-1]].channel == "final":
+            whole[-1] = RETURN
+        assert action.prompt_ids + action.target_ids == whole
+        assert action.target_ids[-1] in (RETURN, CALL)
+        parsed = encoding.parse_messages_from_completion_tokens(
+            action.target_ids, oh.Role.ASSISTANT
+        )
+        assert [m.to_dict() for m in parsed] == [messages[i].to_dict() for i in target]
+        before = [messages[i] for i in range(target[0])]
+        if library_drops_like_us(before):
+            assert action.prompt_ids == shown_by_the_library(encoding, before)
+
+
+def library_drops_like_us(history: list[oh.Message]) -> bool:
+    """Whether one final at most stands in the history, and no assistant's message after it.
+
+    Elsewhere openai-harmony keeps analysis of earlier turns: see `rows`.
+    """
+    finals = [i for i, m in enumerate(history) if m.channel == "final"]
+    spoken = [i for i, m in enumerate(history) if m.author.role == oh.Role.ASSISTANT]
+    return len(finals) <= 1 and spoken[-1:] == finals
+
+
+@settings(many, max_examples=2000)
 @given(conversation=conversations())
 def test_ids_equal_the_oracle_and_targets_parse_back(
     harmony_encoding: oh.HarmonyEncoding, conversation: Conversation
 ) -> None:
-    messages = oracle_messages(conversation, OPTIONS)
-    kept = drop_old_analysis(messages)
-    assert RENDERER.prompt(conversation) == prompt_ids(harmony_encoding, kept)
-    expected = oracle_actions(messages)
-    for action, (prompt, target) in zip(RENDERER.actions(conversation), expected, strict=True):
-        assert action.prompt_ids == prompt_ids(harmony_encoding, prompt)
-        whole = render_ids(harmony_encoding, prompt + target)
-        if target[-1].channel == "final":
-            whole[-1] = RETURN
-        assert action.prompt_ids + action.target_ids == whole
-        assert action.target_ids[-1] in (RETURN, CALL)
-        parsed = harmony_encoding.parse_messages_from_completion_tokens(
-            action.target_ids, oh.Role.ASSISTANT
-        )
-        assert [message.to_dict() for message in parsed] == [m.to_dict() for m in target]
+    check_against_the_oracle(harmony_encoding, conversation)
 
 
-@many
-@given(schema=parameters, description=texts)
-def test_tool_block_equals_the_oracle(
-    harmony_encoding: oh.HarmonyEncoding, schema: dict | None, description: str
-) -> None:
-    tools = (ToolSpec("first", description, schema), ToolSpec("second", "", schema))
-    ids = render_ids(harmony_encoding, [developer_message("", tools)])
-    assert tools_text(tools) == spelled(ids[3:-1])
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(25))
+def test_ids_equal_the_oracle_on_many_more(harmony_encoding: oh.HarmonyEncoding, part: int) -> None:
+    """50,000 cases; in parts with seeds of their own, because a run remembers all its cases."""
+
+    @seed(part)
+    @settings(many, max_examples=2000, database=None)
+    @given(conversation=conversations())
+    def check(conversation: Conversation) -> None:
+        check_against_the_oracle(harmony_encoding, conversation)
+
+    check()
 
 
-def test_tool_block_of_a_schema_with_everything(harmony_encoding: oh.HarmonyEncoding) -> None:
-    place = {
-        "type": "object",
-        "description": "Where\nto look",
-        "properties": {"lat": {"type": "number", "default": 1e-5}, "tags": {"type": "array"}},
-        "required": ["lat"],
-    }
-    one = {"type": "integer", "description": "one"}
-    schema = {
-        "type": "object",
-        "properties": {
-            "place": place,
-            "places": {"type": "array", "items": place, "description": "Several\nof them"},
-            "unit": {"type": "string", "enum": ["°C", "°F"], "default": "°C", "nullable": True},
-            "size": {"oneOf": [one, place], "default": 3},
-            "same": {"description": "one", "oneOf": [one, one | {"type": "string"}]},
-            "later": {"description": "two", "oneOf": [one, {"description": "two"}]},
-            "units": {"type": "array", "items": {"type": "string", "enum": ["a", "b"]}},
-            "big": {"type": "number", "default": 1e22, "title": "Big", "examples": ["x", 3]},
-            "free": {"default": {"a": [1.0, None, "ç\u0001"]}},
-        },
-        "required": ["place", "size"],
-    }
-    tools = (ToolSpec("look_up", "Looks things up.\r\n\r\nSlowly.", schema), ToolSpec("ping"))
-    ids = render_ids(harmony_encoding, [developer_message("Be brief.)", tools)])
-    conversation = Conversation((Message("system", "Be brief.)"), user("Hi")), tools)
-    prompt = RENDERER.prompt(conversation)
-    assert spelled(ids) in spelled(prompt)
-    at = next(i for i in range(len(prompt)) if prompt[i : i + len(ids)] == ids)
-    assert at > 0
+def joined(spelling: list[list[int]], places: list[int]) -> list[int]:
+    return [token for place in places for token in spelling[place]]
 
 
 @many
@@ -156,203 +133,125 @@ def test_content_never_yields_a_special_id(text: str) -> None:
     assert row.input_ids.count(CONSTRAIN) == 1
 
 
-# ---------------------------------------------------------------- what is trained
+# ---------------------------------------------------------------- style of tool calls
+
+CALLING = chat(
+    user("a"),
+    Message(
+        "assistant",
+        tool_calls=(
+            ToolCall("f", '{"x": 1}'),
+            ToolCall("python", "print(1)", builtin=True),
+            ToolCall("browser.search", '{"query": "x"}', builtin=True),
+        ),
+    ),
+)
 
 
-@many
-@given(conversation=conversations())
-def test_rows_cover_the_actions_exactly(conversation: Conversation) -> None:
-    """Every trained action is found once in the rows, after the prefix it sees at inference."""
-    actions = [action for action in RENDERER.actions(conversation) if any(action.target_weights)]
-    rows = RENDERER.render(conversation)
-    found = []
-    for row in rows:
-        assert len(row.input_ids) == len(row.labels) == len(row.loss_weights)
-        assert [s.start for s in row.segments] == [0, *(s.stop for s in row.segments[:-1])]
-        assert row.segments[-1].stop == len(row.input_ids)
-        assert any(weight > 0 for weight in row.loss_weights)
-        found += [action for action in actions if _holds(row, action)]
-        weighed = sum(sum(action.target_weights) for action in actions if _holds(row, action))
-        assert sum(row.loss_weights) == pytest.approx(weighed)
-        for label, weight in zip(row.labels, row.loss_weights, strict=True):
-            assert (label == IGNORE) == (weight == 0)
-    assert sorted(map(id, found)) == sorted(map(id, actions))
-    # Actions share rows wherever they can: no row's history contains another row whole.
-    shown = [[*row.input_ids[:-1], CALL if row.input_ids[-1] == CALL else END] for row in rows]
-    for i, ids in enumerate(shown):
-        assert not any(other[: len(ids)] == ids for other in shown[i + 1 :])
-
-
-def _holds(row: Row, action: Action) -> bool:
-    """Whether the row trains the action: its prompt as input, its target as labels and weights."""
-    at, stop = len(action.prompt_ids), len(action.prompt_ids) + len(action.target_ids)
-    wanted = [
-        target if weight > 0 else IGNORE
-        for target, weight in zip(action.target_ids, action.target_weights, strict=True)
-    ]
-    return (
-        row.input_ids[:at] == action.prompt_ids
-        and row.input_ids[at : stop - 1] == action.target_ids[:-1]
-        and row.labels[at:stop] == wanted
-        and row.loss_weights[at:stop] == action.target_weights
+@pytest.mark.parametrize(
+    ("options", "targets"),
+    [
+        (
+            {},
+            (
+                " to=functions.f<|channel|>commentary <|constrain|>json<|message|>",
+                " to=python<|channel|>analysis code<|message|>",
+                " to=browser.search<|channel|>analysis code<|message|>",
+            ),
+        ),
+        (
+            {"tool_call_header": "channel"},
+            (
+                "<|channel|>commentary to=functions.f <|constrain|>json<|message|>",
+                "<|channel|>analysis to=python code<|message|>",
+                "<|channel|>analysis to=browser.search code<|message|>",
+            ),
+        ),
+        (
+            {"tool_call_header": "channel", "constrain": "text"},
+            (
+                "<|channel|>commentary to=functions.f json<|message|>",
+                "<|channel|>analysis to=python code<|message|>",
+                "<|channel|>analysis to=browser.search code<|message|>",
+            ),
+        ),
+        (
+            {"constrain": "none"},
+            (
+                " to=functions.f<|channel|>commentary<|message|>",
+                " to=python<|channel|>analysis code<|message|>",
+                " to=browser.search<|channel|>analysis code<|message|>",
+            ),
+        ),
+    ],
+)
+def test_headers_of_calls(options: dict[str, str], targets: tuple[str, ...]) -> None:
+    actions = Renderer(VOCABULARY, RenderOptions(**options)).actions(CALLING)
+    assert tuple(spelled(a.target_ids).split("<|message|>")[0] for a in actions) == tuple(
+        target.removesuffix("<|message|>") for target in targets
     )
 
 
-def test_a_final_inside_a_row_is_read_as_end_and_trained_as_return() -> None:
-    (row,) = RENDERER.render(chat(user("a"), assistant("b"), user("c"), assistant("d")))
-    ends = [i for i, label in enumerate(row.labels) if label == RETURN]
-    assert [row.input_ids[i] for i in ends] == [END, RETURN]
-    assert ends[-1] == len(row.labels) - 1
-    assert trained(row) == (
-        "<|channel|>final<|message|>b<|return|><|channel|>final<|message|>d<|return|>"
-    )
+@pytest.mark.parametrize("constrain", CONSTRAINS)
+@pytest.mark.parametrize("header", TOOL_CALL_HEADERS)
+def test_every_style_parses_back(
+    harmony_encoding: oh.HarmonyEncoding, header: str, constrain: str
+) -> None:
+    options = RenderOptions(tool_call_header=header, constrain=constrain)
+    renderer = Renderer(VOCABULARY, options)
 
-
-def test_analysis_before_an_earlier_final_is_dropped_and_splits_the_rows() -> None:
-    first, second = RENDERER.render(
-        chat(user("a"), assistant("b", "why b"), user("c"), assistant("d", "why d"))
-    )
-    assert "why b" in trained(first) and first.input_ids[-1] == RETURN
-    assert "why b" not in spelled(second.input_ids)
-    assert trained(second) == (
-        "<|channel|>analysis<|message|>why d<|end|>"
-        "<|start|>assistant<|channel|>final<|message|>d<|return|>"
-    )
-
-
-def test_a_tool_loop_is_one_row_and_keeps_the_analysis_before_its_calls() -> None:
-    (row,) = RENDERER.render(
-        chat(
-            user("a"),
-            assistant("let me see", "look", 1.0, "f", "g"),
-            Message("tool", "1", name="f"),
-            Message("tool", "2", name="g"),
-            assistant("b", "so"),
-        )
-    )
-    assert trained(row) == (
-        "<|channel|>analysis<|message|>look<|end|>"
-        "<|start|>assistant<|channel|>commentary<|message|>let me see<|end|>"
-        "<|start|>assistant to=functions.f<|channel|>commentary <|constrain|>json<|message|>{}"
-        "<|call|>"
-        " to=functions.g<|channel|>commentary <|constrain|>json<|message|>{}<|call|>"
-        "<|channel|>analysis<|message|>so<|end|>"
-        "<|start|>assistant<|channel|>final<|message|>b<|return|>"
-    )
-    assert (row.finals, row.bare_finals) == (1, 0)
-
-
-def test_the_first_start_of_an_action_is_never_trained() -> None:
-    (row,) = RENDERER.render(chat(user("a"), assistant("b", "why")))
-    starts = [i for i, token in enumerate(row.input_ids) if token == START]
-    assert [row.labels[i] for i in starts] == [IGNORE, IGNORE, IGNORE, START]
-    assert row.labels[starts[2] : starts[2] + 3] == [IGNORE, IGNORE, CHANNEL]
-
-
-def test_weights_of_channels_and_messages_multiply_and_ends_keep_the_message_weight() -> None:
-    (row,) = RENDERER.render(chat(user("a"), assistant("b", "why", 0.5, "f")))
-    by_part = {(s.channel, s.part): s.weight for s in row.segments if s.weight}
-    assert by_part == {
-        ("analysis", "header"): 0.125,
-        ("analysis", "content"): 0.125,
-        ("analysis", "end"): 0.5,
-        ("commentary", "header"): 0.25,
-        ("commentary", "content"): 0.25,
-        ("commentary", "end"): 0.5,
-        ("tool_call", "header"): 1.0,
-        ("tool_call", "content"): 1.0,
-        ("tool_call", "end"): 0.5,
-    }
-    for segment in row.segments:
-        weights = set(row.loss_weights[segment.start : segment.stop])
-        assert weights <= {segment.weight}
-
-
-def test_a_channel_of_weight_0_still_trains_its_end() -> None:
-    weights = dict.fromkeys(CHANNELS, 1.0) | {"analysis": 0.0}
-    renderer = Renderer(VOCABULARY, RenderOptions(weights=weights))
-    (row,) = renderer.render(chat(user("a"), assistant("b", "why")))
-    assert trained(row) == "<|end|><|start|>assistant<|channel|>final<|message|>b<|return|>"
-
-
-def test_a_message_of_weight_0_is_history_only() -> None:
-    (row,) = RENDERER.render(chat(user("a"), assistant("b", "", 0.0), user("c"), assistant("d")))
-    assert trained(row) == "<|channel|>final<|message|>d<|return|>"
-    (row,) = RENDERER.render(chat(user("a"), assistant("b"), user("c"), assistant("d", "", 0.0)))
-    assert spelled(row.input_ids).endswith("<|channel|>final<|message|>b<|return|>")
-    assert RENDERER.render(chat(user("a"), assistant("b", "why", 0.0))) == []
-
-
-def test_turns_last_trains_everything_after_the_last_question() -> None:
-    renderer = Renderer(VOCABULARY, RenderOptions(turns="last"))
-    conversation = chat(
-        user("a"),
-        assistant("b", "why b"),
-        user("c"),
-        assistant("", "look", 1.0, "f"),
-        Message("tool", "1", name="f"),
-        assistant("d", "why d"),
-    )
-    (row,) = renderer.render(conversation)
-    assert trained(row).count("<|channel|>") == 4
-    assert "why b" not in spelled(row.input_ids) and "look" in trained(row)
-    assert len(renderer.actions(conversation)) == 2
-
-
-def test_bare_finals_are_counted() -> None:
-    (row,) = RENDERER.render(chat(user("a"), assistant("b"), user("c"), assistant("d", "why")))
-    assert (row.finals, row.bare_finals) == (2, 1)
-
-
-# ---------------------------------------------------------------- system and developer blocks
-
-
-def test_instructions_run_together_and_later_ones_are_kept_in_place() -> None:
-    text = spelled(
-        RENDERER.prompt(
-            chat(
-                Message("system", "one"),
-                Message("developer", "two"),
-                user("a"),
-                Message("system", "three"),
-                user("b"),
+    @settings(many, max_examples=40)
+    @given(conversation=conversations())
+    def check(conversation: Conversation) -> None:
+        messages = oracle_messages(conversation, options)
+        spelling = message_ids(harmony_encoding, messages)
+        pairs = zip(renderer.actions(conversation), oracle_actions(messages), strict=True)
+        for action, (prompt, target) in pairs:
+            parsed = harmony_encoding.parse_messages_from_completion_tokens(
+                action.target_ids, oh.Role.ASSISTANT
             )
-        )
-    )
-    assert text.endswith(
-        "<|start|>developer<|message|># Instructions\n\none\n\ntwo<|end|>"
-        "<|start|>user<|message|>a<|end|>"
-        "<|start|>developer<|message|># Instructions\n\nthree<|end|>"
-        "<|start|>user<|message|>b<|end|><|start|>assistant"
-    )
+            assert [m.to_dict() for m in parsed] == [messages[i].to_dict() for i in target]
+            if header == "role":  # openai-harmony itself writes only this one
+                whole = joined(spelling, prompt + target)
+                assert (action.prompt_ids + action.target_ids)[:-1] == whole[:-1]
 
-
-def test_empty_system_lines_are_left_out(harmony_encoding: oh.HarmonyEncoding) -> None:
-    content = oh.SystemContent.new().with_model_identity("Me")
-    content.knowledge_cutoff = None
-    message = oh.Message.from_role_and_content(oh.Role.SYSTEM, content)
-    ids = render_ids(harmony_encoding, [message])
-    options = RenderOptions(identity="Me", knowledge_cutoff="", date="")
-    assert system_text(options, "medium", False) == spelled(ids[ids.index(MESSAGE) + 1 : -1])
-
-
-def test_the_effort_of_a_row_goes_before_that_of_the_options() -> None:
-    conversation = Conversation((user("a"),), effort="high")
-    assert "Reasoning: high" in spelled(RENDERER.prompt(conversation))
-    assert "Reasoning: medium" in spelled(RENDERER.prompt(chat(user("a"))))
+    check()
 
 
 def test_options_name_every_value_out_of_range() -> None:
     options = RenderOptions(
-        effort="max", turns="some", date="today", weights={"analisys": 1.0, "final": -1.0}
+        effort="max",
+        turns="some",
+        tool_call_header="front",
+        constrain="yes",
+        date="today",
+        weights={"analisys": 1.0, "final": -1.0},
     )
     problems = options.problems("data.render")
     assert [problem.where for problem in problems] == [
         "data.render.effort",
         "data.render.turns",
+        "data.render.tool_call_header",
+        "data.render.constrain",
         "data.render.date",
         "data.render.weights.analisys",
         "data.render.weights.final",
     ]
-    assert problems[3].mend == "did you mean analysis?"
+    assert problems[5].mend == "did you mean analysis?"
     assert RenderOptions().problems("data.render") == []
+
+
+# ---------------------------------------------------------------- cost
+
+
+def test_one_long_run_of_a_letter_costs_no_more_than_linear() -> None:
+    """CPU time; a quadratic encoder would take 100 times as long for 10 times the text."""
+    short, long = (min(cpu_seconds("a" * n) for _ in range(3)) for n in (10_000, 100_000))
+    assert long < 40 * short
+
+
+def cpu_seconds(text: str) -> float:
+    conversation = chat(user(text), assistant(text))
+    start = time.process_time()
+    RENDERER.render(conversation)
+    return time.process_time() - start

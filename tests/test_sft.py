@@ -200,29 +200,23 @@ def test_run_folder_base_and_data_are_refused_together(
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
 
 
-def test_validation_best_checkpoint_and_early_stopping(
+def _evaluations(run: Path) -> list[dict[str, Any]]:
+    return [line for line in _metrics(run) if "eval_loss" in line]
+
+
+def test_the_best_checkpoint_by_validation_loss_is_kept(
     base: Path, chats: Path, tmp_path: Path
 ) -> None:
-    """At an absurd learning rate the validation loss rises at once: the first epoch stays best."""
-    options = _options(
-        base,
-        chats,
-        tmp_path,
-        early_stopping=2,
-        data={"validation_split": 0.3},
-        trainer={
-            "learning_rate": 0.5,
-            "num_train_epochs": 9,
-            "lr_scheduler_type": "constant",
-            "save_strategy": "epoch",
-        },
+    """At an absurd learning rate the losses jump about, so the last is hardly the best."""
+    trainer = {"learning_rate": 0.5, "num_train_epochs": 5, "lr_scheduler_type": "constant"}
+    data = {"validation_split": 0.3}
+    run, _ = _run(
+        _options(base, chats, tmp_path, data=data, trainer=trainer | {"save_strategy": "epoch"})
     )
-    run, _ = _run(options)
-    evaluations = [line for line in _metrics(run) if "eval_loss" in line]
-    best = min(evaluations, key=lambda line: line["eval_loss"])
-    assert len(evaluations) == evaluations.index(best) + 3 < 9
+    evaluations = _evaluations(run)
+    assert len(evaluations) == 5
     assert all(0 <= line["eval_token_accuracy"] <= 1 for line in evaluations)
-
+    best = min(evaluations, key=lambda line: line["eval_loss"])
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["best_eval_loss"] == pytest.approx(best["eval_loss"])
     kept = Path(manifest["best_checkpoint"])
@@ -231,6 +225,14 @@ def test_validation_best_checkpoint_and_early_stopping(
     tensors = _tensors(run)
     assert tensors.keys() == saved.keys()
     assert all(torch.equal(tensors[name], saved[name]) for name in saved)
+
+
+def test_a_run_without_progress_stops_early(base: Path, chats: Path, tmp_path: Path) -> None:
+    trainer = {"learning_rate": 1e-30, "num_train_epochs": 9, "save_strategy": "epoch"}
+    data = {"validation_count": 2}
+    run, _ = _run(_options(base, chats, tmp_path, data=data, trainer=trainer, early_stopping=2))
+    assert len(_evaluations(run)) == 3, "the first one, and two without improvement"
+    assert json.loads((run / "manifest.json").read_text())["steps"] == 6
 
 
 def test_tensorboard_gets_the_metrics(base: Path, chats: Path, tmp_path: Path) -> None:

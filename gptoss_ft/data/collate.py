@@ -16,17 +16,19 @@ from gptoss_ft.harmony.vocabulary import ENDOFTEXT
 class Collator:
     """Pads rows on the right to the longest of the batch.
 
-    Padding is `<|endoftext|>`, masked in attention, with label -100 and weight 0.
+    Padding is `<|endoftext|>`, masked in attention, with label -100 and weight 0. Rows with several
+    documents come with positions that start anew in each, and the number of each token's document.
     """
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Rows with `input_ids`, `labels`, `loss_weights` to tensors `[batch, longest]`.
 
         Returns:
-            input_ids, attention_mask and labels int64, loss_weights float32.
+            input_ids, attention_mask and labels int64, loss_weights float32; where rows name their
+            `documents`, position_ids and document_ids int64, 0 in padding, documents from 1.
         """
         longest = max(len(row["input_ids"]) for row in rows)
-        return {
+        batch = {
             "input_ids": _padded(
                 [row["input_ids"] for row in rows], longest, ENDOFTEXT, torch.int64
             ),
@@ -38,6 +40,21 @@ class Collator:
                 [row["loss_weights"] for row in rows], longest, 0.0, torch.float32
             ),
         }
+        if any(len(row.get("documents") or ()) > 1 for row in rows):
+            batch |= _documents([row["documents"] for row in rows], longest)
+        return batch
+
+
+def _documents(lengths: Sequence[Sequence[int]], longest: int) -> dict[str, torch.Tensor]:
+    """Positions within documents and numbers of documents, from the documents' lengths."""
+    positions = [[i for length in row for i in range(length)] for row in lengths]
+    numbers = [
+        [n for n, length in enumerate(row, start=1) for _ in range(length)] for row in lengths
+    ]
+    return {
+        "position_ids": _padded(positions, longest, 0, torch.int64),
+        "document_ids": _padded(numbers, longest, 0, torch.int64),
+    }
 
 
 def _padded(

@@ -1,128 +1,28 @@
-"""Data files to training rows: read, check, render, split, count, fingerprint."""
+"""Data files to training rows: render, remember, mix, pack."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-import random
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import datasets
+import numpy as np
 
-from gptoss_ft.data.read import read_jsonl
-from gptoss_ft.errors import ConfigError, DataError, Problem
-from gptoss_ft.harmony.conversation import parse_openai_chat
-from gptoss_ft.harmony.messages import Conversation
-from gptoss_ft.harmony.options import CHANNELS, RenderOptions
-from gptoss_ft.harmony.render import Renderer, Row
-from gptoss_ft.harmony.vocabulary import CONTEXT_TOKENS, Vocabulary
+from gptoss_ft.data.mix import Mix, Table, mix
+from gptoss_ft.data.options import DataOptions, SourceOptions, cache_folder
+from gptoss_ft.data.pack import best_fit, pack_rows
+from gptoss_ft.data.read import read_source
+from gptoss_ft.data.render import RenderedSource, render_source
+from gptoss_ft.data.rows import parse_chunk
+from gptoss_ft.data.summary import Counts, DataSummary, summarise
+from gptoss_ft.errors import ConfigError, DataError, GptOssFtError, Problem
+from gptoss_ft.files import whole_file
+from gptoss_ft.harmony.vocabulary import Vocabulary
 
-ON_TOO_LONG = ("drop", "error")
-FEATURES = datasets.Features(
-    {
-        "input_ids": datasets.Sequence(datasets.Value("int32")),
-        "labels": datasets.Sequence(datasets.Value("int32")),
-        "loss_weights": datasets.Sequence(datasets.Value("float32")),
-    }
-)
-
-
-@dataclass
-class DataOptions:
-    """Where the conversations are and how they become rows (config group `data`).
-
-    Attributes:
-        path: JSONL file of OpenAI chat rows.
-        validation_path: a second such file, held out; None for none.
-        validation_split: share of the conversations of `path` to hold out instead, 0 for none.
-        max_length: longest row in tokens.
-        on_too_long: what happens to longer rows: drop (counted) or error.
-        seed: of the split.
-        render: see `RenderOptions`.
-    """
-
-    path: str = ""
-    validation_path: str | None = None
-    validation_split: float = 0.0
-    max_length: int = 4096
-    on_too_long: str = "drop"
-    seed: int = 0
-    render: RenderOptions = field(default_factory=RenderOptions)
-
-    def problems(self, key: str) -> list[Problem]:
-        """Values out of range and contradictions; `key` is the config prefix, such as `data`."""
-        problems = []
-        if not self.path:
-            mend = "write data.path=FILE.jsonl"
-            problems.append(Problem("no data file given", f"{key}.path", mend=mend))
-        if not (math.isfinite(self.validation_split) and 0 <= self.validation_split < 1):
-            mend = "write a share from 0 to below 1, such as 0.1"
-            found = str(self.validation_split)
-            problems.append(Problem("out of range", f"{key}.validation_split", found, mend))
-        elif self.validation_split and self.validation_path:
-            mend = "give one of validation_path and validation_split"
-            where = f"{key}.validation_split"
-            problems.append(Problem("two sources of validation rows", where, mend=mend))
-        if not 1 <= self.max_length <= CONTEXT_TOKENS:
-            mend = f"write a number of tokens from 1 to {CONTEXT_TOKENS}"
-            found = str(self.max_length)
-            problems.append(Problem("out of range", f"{key}.max_length", found, mend))
-        if self.on_too_long not in ON_TOO_LONG:
-            mend = f"write one of {', '.join(ON_TOO_LONG)}"
-            found = repr(self.on_too_long)
-            problems.append(Problem("unknown choice", f"{key}.on_too_long", found, mend))
-        return problems + self.render.problems(f"{key}.render")
-
-
-@dataclass
-class DataSummary:
-    """What was read and what is trained; tokens count rows of training and validation together.
-
-    Attributes:
-        conversations: conversations read.
-        rows: rows kept.
-        validation_rows: those of them held out.
-        tokens: tokens in the rows kept.
-        trained_tokens: tokens with a weight above 0.
-        channel_tokens: the same per channel.
-        dropped: number of conversations or rows left out, by reason.
-        finals: trained finals.
-        bare_finals: trained finals without analysis in the same action.
-        longest: tokens in the longest row kept.
-    """
-
-    conversations: int = 0
-    rows: int = 0
-    validation_rows: int = 0
-    tokens: int = 0
-    trained_tokens: int = 0
-    channel_tokens: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CHANNELS, 0))
-    dropped: dict[str, int] = field(default_factory=dict)
-    finals: int = 0
-    bare_finals: int = 0
-    longest: int = 0
-
-    def lines(self) -> list[str]:
-        """The summary for the terminal."""
-        share = self.trained_tokens / self.tokens if self.tokens else 0.0
-        lines = [
-            f"{self.conversations:,} conversations, {self.rows:,} rows"
-            f" ({self.validation_rows:,} held out), longest {self.longest:,} tokens",
-            f"{self.tokens:,} tokens, {self.trained_tokens:,} trained ({share:.0%}): "
-            + ", ".join(f"{name} {count:,}" for name, count in self.channel_tokens.items()),
-        ]
-        lines += [f"dropped {count:,}: {reason}" for reason, count in self.dropped.items()]
-        if self.bare_finals:
-            lines.append(
-                f"{self.bare_finals:,} of {self.finals:,} trained finals have no analysis before"
-                " them: they teach the model to answer without reasoning"
-            )
-        return lines
+ROW_COLUMNS = ["input_ids", "labels", "loss_weights"]
 
 
 @dataclass(frozen=True)
@@ -131,10 +31,11 @@ class PreparedData:
 
     Attributes:
         train: columns input_ids and labels (int32), loss_weights (float32), equally long per row;
-            labels stand at the position of the token they name, -100 where nothing is trained.
+            labels stand at the position of the token they name, -100 where nothing is trained;
+            documents (int32), only where plain text is packed: lengths of the documents of a row.
         validation: the same columns, or None.
         summary: counts.
-        fingerprint: sha256 over the files' bytes, the options and the vocabulary.
+        fingerprint: sha256 over the sources' bytes, the options and the vocabulary.
     """
 
     train: datasets.Dataset
@@ -143,173 +44,142 @@ class PreparedData:
     fingerprint: str
 
 
-class ReadRow(NamedTuple):
-    """A conversation and the line it stands on."""
-
-    where: str
-    conversation: Conversation
-
-
-@dataclass(frozen=True)
-class ReadData:
-    """Conversations that are sound, not rendered yet.
-
-    Attributes:
-        train, validation: in the order of the files, or of the split.
-    """
-
-    train: list[ReadRow]
-    validation: list[ReadRow]
-
-
-def read_data(options: DataOptions) -> ReadData:
-    """Reads, checks and splits the data files.
+def check_data(options: DataOptions, hub: bool = False) -> None:
+    """Finds what can be found quickly: missing and empty files, and bad rows at their beginning.
 
     Raises:
         ConfigError: options out of range.
-        DataError: every bad row of all files.
+        DataError: problems of the first rows of every source.
     """
     problems = options.problems("data")
     if problems:
         raise ConfigError(problems)
-    train, validation = _read_files(options)
-    return ReadData(*(_split(train, options) if options.validation_split else (train, validation)))
-
-
-def render_data(read: ReadData, options: DataOptions, vocabulary: Vocabulary) -> PreparedData:
-    """Renders what was read.
-
-    Raises:
-        DataError: rows that are too long, if they are to be refused, or no row left to train on.
-    """
-    train, validation = read.train, read.validation
-    renderer = Renderer(vocabulary, options.render)
-    summary = DataSummary(conversations=len(train) + len(validation))
-    too_long: list[Problem] = []
-    train_rows = _render(train, renderer, options, summary, too_long)
-    validation_rows = _render(validation, renderer, options, summary, too_long)
-    if too_long:
-        raise DataError(too_long)
-    summary.validation_rows = len(validation_rows)
-    _check_rows_left(options, train_rows, validation_rows, bool(validation), summary)
-    return PreparedData(
-        _dataset(train_rows),
-        _dataset(validation_rows) if validation else None,
-        summary,
-        _fingerprint(options, vocabulary),
-    )
-
-
-def _read_files(options: DataOptions) -> tuple[list[ReadRow], list[ReadRow]]:
-    problems: list[Problem] = []
-    train = _read(Path(options.path), problems)
-    held_out = Path(options.validation_path) if options.validation_path else None
-    validation = _read(held_out, problems) if held_out else []
+    for source in _sources(options):
+        try:
+            for chunk in read_source(source, hub):
+                list(parse_chunk(chunk, source.format, problems))
+                break
+        except GptOssFtError as error:
+            problems += error.problems
     if problems:
         raise DataError(problems)
-    return train, validation
 
 
-def _read(path: Path, problems: list[Problem]) -> list[ReadRow]:
-    """The conversations of one file; the problems of all its rows are added to `problems`."""
-    found: list[ReadRow] = []
-    mine: list[Problem] = []
-    try:
-        for number, row in read_jsonl(path):
-            where = f"{path}:{number}"
-            try:
-                found.append(ReadRow(where, parse_openai_chat(row, where)))
-            except DataError as error:
-                mine += error.problems
-    except DataError as error:
-        mine += error.problems
-    problems += mine
-    return found
+def prepare(
+    options: DataOptions, vocabulary: Vocabulary, model: Path | None = None, hub: bool = False
+) -> PreparedData:
+    """Renders every source, or takes it from the cache, and mixes them.
+
+    Args:
+        options: where the data is.
+        vocabulary: of the model.
+        model: folder from which workers load the same vocabulary; None for the packaged one.
+        hub: whether the network may be used to read a dataset from the Hub.
+
+    Raises:
+        ConfigError: options out of range.
+        DataError: every bad row of all sources, or no row is left to train on.
+    """
+    problems = options.problems("data")
+    if problems:
+        raise ConfigError(problems)
+    rendered: list[RenderedSource] = []
+    for source in _sources(options):
+        try:
+            rendered.append(render_source(source, options, vocabulary, model, hub))
+        except GptOssFtError as error:
+            problems += error.problems
+    if problems:
+        raise DataError(problems)
+    return _assemble(rendered, options)
 
 
-def _split(read: list[ReadRow], options: DataOptions) -> tuple[list[ReadRow], list[ReadRow]]:
-    """Hold out whole conversations; at least one stays on either side."""
-    if len(read) < 2:
-        mend = "add conversations, or set data.validation_split=0"
-        what = "one conversation cannot be split into training and validation"
-        raise DataError(Problem(what, options.path, mend=mend))
-    count = min(max(1, round(len(read) * options.validation_split)), len(read) - 1)
-    held_out = set(random.Random(options.seed).sample(range(len(read)), count))
-    train = [item for i, item in enumerate(read) if i not in held_out]
-    return train, [read[i] for i in sorted(held_out)]
+def _sources(options: DataOptions) -> list[SourceOptions]:
+    """Training sources, then the validation source where there is one."""
+    held_out = options.validation_source
+    return [*options.training_sources, *([held_out] if held_out else [])]
 
 
-def _render(
-    read: Iterable[ReadRow],
-    renderer: Renderer,
-    options: DataOptions,
-    summary: DataSummary,
-    too_long: list[Problem],
-) -> list[Row]:
-    kept: list[Row] = []
-    dropped = Counter(summary.dropped)
-    limit = options.max_length
-    for where, conversation in read:
-        rows = renderer.render(conversation)
-        if not rows:
-            # The parser refuses rows without an answer, so what is left here was weighted away.
-            dropped["conversations in which every trained message has weight 0"] += 1
-        for row in rows:
-            length = len(row.input_ids)
-            if length <= limit:
-                kept.append(row)
-                _count(row, summary)
-            elif options.on_too_long == "drop":
-                dropped[f"rows longer than max_length={limit}"] += 1
-            else:
-                mend = "raise data.max_length, shorten the row, or set data.on_too_long=drop"
-                too_long.append(Problem("the row is too long", where, f"{length} tokens", mend))
-    summary.dropped = dict(dropped)
-    return kept
+def _assemble(rendered: Sequence[RenderedSource], options: DataOptions) -> PreparedData:
+    counts = Counts()
+    for source in rendered:
+        counts.add(source.counts)
+    rows = datasets.concatenate_datasets([source.rows for source in rendered])
+    summary = summarise(counts, _column(rows, "length"))
+    training = rendered[: len(options.training_sources)]
+    chosen = mix(_table(training), options)
+    if options.validation_source:
+        count = sum(len(source.rows) for source in training)
+        chosen = Mix(chosen.train, np.arange(count, len(rows)), chosen.duplicates)
+    _check_rows_left(chosen, options, summary)
+    fingerprint = _fingerprint(rendered, options)
+    packed = cache_folder(options.cache) / "packed" / fingerprint
+    train = _dataset(rows, chosen.train, options, packed / "train.arrow")
+    validation = _dataset(rows, chosen.validation, options, packed / "validation.arrow")
+    summary.duplicates = chosen.duplicates
+    summary.train_rows, summary.validation_rows = len(train), len(validation)
+    summary.cached = all(source.cached for source in rendered)
+    return PreparedData(train, validation if len(validation) else None, summary, fingerprint)
 
 
-def _count(row: Row, summary: DataSummary) -> None:
-    summary.rows += 1
-    summary.tokens += len(row.input_ids)
-    summary.longest = max(summary.longest, len(row.input_ids))
-    summary.finals += row.finals
-    summary.bare_finals += row.bare_finals
-    for segment in row.segments:
-        if segment.weight > 0:
-            summary.trained_tokens += segment.stop - segment.start
-            summary.channel_tokens[segment.channel] += segment.stop - segment.start
+def _column(rows: datasets.Dataset, name: str) -> np.ndarray:
+    return rows.data.column(name).to_numpy()
 
 
-def _check_rows_left(
-    options: DataOptions,
-    train: Sequence[Row],
-    validation: Sequence[Row],
-    holds_out: bool,
-    summary: DataSummary,
-) -> None:
+def _table(rendered: Sequence[RenderedSource]) -> Table:
+    """The rows of all sources, examples numbered through."""
+    source, example, digest, first = [], [], [], 0
+    for index, item in enumerate(rendered):
+        source.append(np.full(len(item.rows), index))
+        example.append(_column(item.rows, "example").astype(np.int64) + first)
+        digest.append(_column(item.rows, "digest"))
+        first += item.examples
+    return Table(np.concatenate(source), np.concatenate(example), np.concatenate(digest))
+
+
+def _check_rows_left(chosen: Mix, options: DataOptions, summary: DataSummary) -> None:
     reasons = "; ".join(f"{count} {reason}" for reason, count in summary.dropped.items())
-    mend = "raise data.max_length, or give the messages a weight"
-    sides = [("train on", train), ("validate on", validation)] if holds_out else []
+    mend = "raise data.max_length, give the messages a weight, or add data"
+    sides = [("train on", chosen.train)]
+    if options.has_validation:
+        sides.append(("validate on", chosen.validation))
+    where = ", ".join(source.path for source in _sources(options))
     problems = [
-        Problem(f"no row is left to {use}", options.path, f"dropped {reasons}", mend)
-        for use, rows in sides or [("train on", train)]
-        if not rows
+        Problem(f"no row is left to {use}", where, f"dropped {reasons or 'nothing'}", mend)
+        for use, rows in sides
+        if not len(rows)
     ]
     if problems:
         raise DataError(problems)
 
 
-def _dataset(rows: Sequence[Row]) -> datasets.Dataset:
-    """In memory: nothing is written to the cache folder of `datasets`."""
-    columns = {name: [getattr(row, name) for row in rows] for name in FEATURES}
-    return datasets.Dataset.from_dict(columns, features=FEATURES)
+def _dataset(
+    rows: datasets.Dataset, indices: np.ndarray, options: DataOptions, packed: Path
+) -> datasets.Dataset:
+    """The chosen rows; those of plain text packed into rows of `max_length`, at `packed`."""
+    is_document = _column(rows, "is_document")[indices]
+    text = indices[is_document]
+    chats = rows.select(indices[~is_document]).select_columns(ROW_COLUMNS)
+    if not len(text):
+        return chats
+    if not packed.exists():
+        bins = best_fit(_column(rows, "length")[text], options.max_length)
+        packed.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(packed) as temporary:
+            pack_rows(rows.data.table, [text[group].tolist() for group in bins], temporary)
+    documents = datasets.Dataset.from_file(str(packed))
+    if not len(chats):
+        return documents
+    lengths = [[int(length)] for length in _column(rows, "length")[indices[~is_document]]]
+    chats = chats.add_column("documents", lengths).cast(documents.features)
+    return datasets.concatenate_datasets([chats, documents])
 
 
-def _fingerprint(options: DataOptions, vocabulary: Vocabulary) -> str:
-    """Depends on what the files hold, not on where they are."""
+def _fingerprint(rendered: Sequence[RenderedSource], options: DataOptions) -> str:
+    """Depends on what the sources hold and what is done with them, not on where they are."""
     settings = asdict(options)
-    for name in ("path", "validation_path"):
-        path = settings[name]
-        settings[name] = hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None
-    settings["vocabulary"] = vocabulary.identity
+    for name in ("path", "format", "sources", "validation_path", "workers", "cache", "render"):
+        del settings[name]
+    settings["weights"] = [source.weight for source in options.training_sources]
+    settings["rendered"] = [source.fingerprint for source in rendered]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

@@ -12,6 +12,8 @@ from gptoss_ft.harmony.messages import EFFORTS
 
 CHANNELS = ("analysis", "commentary", "final", "tool_call")
 TURNS = ("all", "last")
+TOOL_CALL_HEADERS = ("role", "channel")
+CONSTRAINS = ("token", "text", "none")
 
 
 def _full_weights() -> dict[str, float]:
@@ -29,6 +31,12 @@ class RenderOptions:
             every day; empty for none.
         effort: reasoning effort of rows that name none: low, medium or high.
         turns: all trains every assistant turn, last only what follows the last user message.
+        tool_call_header: where a call names its recipient: role writes `to=functions.f` after
+            `<|start|>assistant`, as openai-harmony does; channel writes it after the channel's
+            name, as the examples of the specification show it.
+        constrain: how the header of a function call says that its arguments are JSON: token
+            writes ` <|constrain|>json`, text writes ` json`, none writes nothing. Calls of
+            builtin tools say ` code` whatever is chosen.
         weights: loss weight per channel: analysis, commentary, final, tool_call. Multiplied with
             the weight of the message. The token that ends a message has the message's weight.
     """
@@ -38,6 +46,8 @@ class RenderOptions:
     date: str = "2025-06-28"
     effort: str = "medium"
     turns: str = "all"
+    tool_call_header: str = "role"
+    constrain: str = "token"
     weights: dict[str, float] = field(default_factory=_full_weights)
 
     def problems(self, key: str) -> list[Problem]:
@@ -46,6 +56,8 @@ class RenderOptions:
         for name, value, allowed in (
             ("effort", self.effort, EFFORTS),
             ("turns", self.turns, TURNS),
+            ("tool_call_header", self.tool_call_header, TOOL_CALL_HEADERS),
+            ("constrain", self.constrain, CONSTRAINS),
         ):
             if value not in allowed:
                 mend = f"write one of {', '.join(allowed)}"

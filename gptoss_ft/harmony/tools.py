@@ -1,4 +1,4 @@
-"""The tool block of a developer message: function schemas written as TypeScript declarations.
+"""The tool block of a system or developer message: schemas written as TypeScript declarations.
 
 Source: the Harmony response format, as openai-harmony 0.0.8 writes it; its quirks (text of a
 multi-line property description left as it is, unescaped quotes in defaults) are kept, because the
@@ -11,21 +11,35 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from gptoss_ft.harmony.messages import ToolSpec
 
-NAMESPACE = "functions"
+FUNCTIONS = "functions"
 _SCALARS = {"string": "string", "number": "number", "integer": "number", "boolean": "boolean"}
 
 
-def tools_text(tools: Sequence[ToolSpec]) -> str:
-    """The `# Tools` section for at least one function tool, without a trailing newline."""
-    declarations = "\n".join(_declaration(tool) for tool in tools)
-    return (
-        f"# Tools\n\n## {NAMESPACE}\n\nnamespace {NAMESPACE} {{\n\n"
-        f"{declarations}\n}} // namespace {NAMESPACE}"
-    )
+class Namespace(NamedTuple):
+    """Tools that are declared together; without any, the description alone says how to call it."""
+
+    name: str
+    description: str
+    tools: tuple[ToolSpec, ...]
+
+
+def tools_text(namespaces: Sequence[Namespace]) -> str:
+    """The `# Tools` section for at least one namespace, without a trailing newline."""
+    return "\n\n".join(["# Tools", *(_namespace_text(namespace) for namespace in namespaces)])
+
+
+def _namespace_text(namespace: Namespace) -> str:
+    name, lines = namespace.name, _lines(namespace.description)
+    if not namespace.tools:
+        return "\n".join([f"## {name}\n", *lines])
+    comments = [f"// {line}" for line in lines]
+    declarations = [_declaration(tool) for tool in namespace.tools]
+    opening, closing = f"namespace {name} {{\n", f"}} // namespace {name}"
+    return "\n".join([f"## {name}\n", *comments, opening, *declarations, closing])
 
 
 def _declaration(tool: ToolSpec) -> str:

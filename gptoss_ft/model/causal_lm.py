@@ -16,6 +16,7 @@ from transformers.models.gpt_oss.modeling_gpt_oss import load_balancing_loss_fun
 from transformers.utils.generic import ModelOutput
 
 from gptoss_ft.model.loss import weighted_loss
+from gptoss_ft.model.storage import StoredEmbedding
 
 
 @dataclass
@@ -39,13 +40,23 @@ class WeightedGptOss(GptOssForCausalLM):
     """`GptOssForCausalLM` that answers `loss_weights` with weighted losses, without logits."""
 
     def forward(
-        self, *args: Any, loss_weights: torch.Tensor | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        loss_weights: torch.Tensor | None = None,
+        document_ids: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> MoeCausalLMOutputWithPast | WeightedLossOutput:
         """Without `loss_weights`, the forward of transformers.
 
         Args:
             loss_weights: `[batch, length]` as `weighted_loss` wants them; needs `labels` too.
+            document_ids: int64 `[batch, length]`, 0 for padding; no token sees another document.
+                `position_ids` should start anew in each.
         """
+        padding = kwargs.get("attention_mask")
+        if document_ids is not None:
+            window = self.config.sliding_window or document_ids.shape[1]
+            kwargs["attention_mask"] = document_masks(document_ids, window, self._compute_dtype())
         if loss_weights is None:
             return super().forward(*args, **kwargs)
         labels = kwargs.pop("labels")
@@ -58,6 +69,32 @@ class WeightedGptOss(GptOssForCausalLM):
                 outputs.router_logits,
                 self.num_experts,
                 self.num_experts_per_tok,
-                kwargs.get("attention_mask"),
+                padding,
             )
         return WeightedLossOutput(sums.nll, sums.weight, sums.correct, aux_loss)
+
+    def _compute_dtype(self) -> torch.dtype:
+        """The dtype of hidden states; packed models store their weights in another."""
+        embedding = self.get_input_embeddings()
+        if isinstance(embedding, StoredEmbedding):
+            return embedding.compute_dtype
+        return embedding.get_parameter("weight").dtype
+
+
+def document_masks(
+    document_ids: torch.Tensor, window: int, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """Additive masks `[batch, 1, length, length]` by layer type: causal, within a document.
+
+    Padding sees itself only, so that no row of the softmax is empty.
+    """
+    length = document_ids.shape[1]
+    query = torch.arange(length, device=document_ids.device)[:, None]
+    distance = query - query.T
+    same = document_ids[:, :, None] == document_ids[:, None, :]
+    same &= (document_ids != 0)[:, :, None]
+    seen = (same & (distance >= 0)) | (distance == 0)
+    masks = {"full_attention": seen, "sliding_attention": seen & (distance < window)}
+    least = torch.finfo(dtype).min
+    zeros = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+    return {name: zeros.masked_fill(~mask, least)[:, None] for name, mask in masks.items()}

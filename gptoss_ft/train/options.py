@@ -9,7 +9,7 @@ from typing import Any
 from trl import SFTConfig
 
 from gptoss_ft.adapters.options import AdapterOptions
-from gptoss_ft.data.dataset import DataOptions
+from gptoss_ft.data.options import DataOptions
 from gptoss_ft.errors import Problem
 from gptoss_ft.model.tiny import TinyOptions
 
@@ -114,11 +114,6 @@ class TrainOptions:
     trainer: dict[str, Any] = field(default_factory=dict)
     tracker: TrackerOptions = field(default_factory=TrackerOptions)
 
-    @property
-    def has_validation(self) -> bool:
-        """Whether rows are held out for evaluation."""
-        return bool(self.data.validation_path or self.data.validation_split)
-
     def problems(self) -> list[Problem]:
         """Everything that is wrong with the settings, before anything is read or loaded."""
         found = [
@@ -141,13 +136,13 @@ class TrainOptions:
             found.append(
                 Problem("must not be negative", "early_stopping", str(self.early_stopping))
             )
-        if self.early_stopping and not self.has_validation:
+        if self.early_stopping and not self.data.has_validation:
             found.append(
                 Problem(
                     "early stopping needs validation rows",
                     "early_stopping",
                     str(self.early_stopping),
-                    "set data.validation_path or data.validation_split",
+                    "set data.validation_split, data.validation_count or data.validation_path",
                 )
             )
         return found

@@ -23,7 +23,7 @@ from trl import SFTConfig
 
 from gptoss_ft.adapters.model import AdaptedModel, AdapterInfo, adapter_parameters, add_adapter
 from gptoss_ft.data.collate import Collator
-from gptoss_ft.data.dataset import PreparedData, read_data, render_data
+from gptoss_ft.data.dataset import PreparedData, check_data, prepare
 from gptoss_ft.errors import gather
 from gptoss_ft.files import is_empty, whole_folder, write_json
 from gptoss_ft.harmony.vocabulary import load_vocabulary
@@ -62,15 +62,16 @@ def train_sft(options: TrainOptions, config_yaml: str, say: Say = print) -> Path
     """
     folder = RunFolder(Path(options.output) / options.name)
     dry_run = options.model.tiny is not None and not Path(options.model.path).exists()
-    _, checkpoint, read = gather(
+    _, checkpoint, _ = gather(
         lambda: check_run_folder(folder, options.resume),
         lambda: None if dry_run else open_base(options),
-        lambda: read_data(options.data),
+        lambda: check_data(options.data, options.hub),
     )
     if dry_run:
         write_tiny(Path(options.model.path), options.model.tiny or TinyOptions())
         checkpoint = open_base(options)
-    data = render_data(read, options.data, load_vocabulary(checkpoint.path))
+    vocabulary = load_vocabulary(checkpoint.path)
+    data = prepare(options.data, vocabulary, checkpoint.path, options.hub)
     for line in data.summary.lines():
         say(line)
     manifest = run_manifest(options, checkpoint, data)
@@ -112,7 +113,7 @@ def run_manifest(
         "status": "running",
         "base": str(options.model.path),
         "base_fingerprint": fingerprint(checkpoint),
-        "data": options.data.path,
+        "data": [source.path for source in options.data.training_sources],
         "data_fingerprint": data.fingerprint,
         "adapter": asdict(options.adapter),
         "seed": options.seed,
@@ -162,7 +163,7 @@ def trainer_arguments(options: TrainOptions, folder: RunFolder) -> SFTConfig:
         "dataloader_pin_memory": not on_cpu,
         "use_cpu": on_cpu,
     }
-    if options.has_validation:
+    if options.data.has_validation:
         ours |= {
             "eval_strategy": "epoch",
             "save_strategy": "epoch",

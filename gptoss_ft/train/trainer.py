@@ -12,7 +12,7 @@ import torch
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
-ROW_COLUMNS = ["input_ids", "labels", "loss_weights"]
+from gptoss_ft.data.dataset import ROW_COLUMNS
 
 
 class WeightedSFTTrainer(SFTTrainer):
@@ -30,7 +30,7 @@ class WeightedSFTTrainer(SFTTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
-            self._signature_columns: Any = list(ROW_COLUMNS)
+            self._signature_columns: Any = [*ROW_COLUMNS, "documents"]
 
     def _get_num_items_in_batch(
         self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device

@@ -1,0 +1,159 @@
+"""What was read, what is trained, and what was left out, as numbers and as lines to read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from gptoss_ft.harmony.options import CHANNELS
+from gptoss_ft.harmony.render import Row
+
+PERCENTILES = (50, 90, 99, 100)
+
+
+@dataclass
+class Counts:
+    """Sums over examples; two of them can be added.
+
+    Attributes:
+        formats: examples read, by format.
+        rows: rows kept.
+        tokens: tokens in the rows kept.
+        trained: tokens with a weight above 0, by channel.
+        dropped: examples or rows left out, by reason.
+        changed: examples that were shortened, cut or given another effort, by what was done.
+        finals: trained finals.
+        bare_finals: trained finals without analysis in the same action, by effort.
+    """
+
+    formats: Counter[str] = field(default_factory=Counter)
+    rows: int = 0
+    tokens: int = 0
+    trained: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    changed: Counter[str] = field(default_factory=Counter)
+    finals: int = 0
+    bare_finals: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: Counts) -> None:
+        """Adds the sums of `other`."""
+        self.rows += other.rows
+        self.tokens += other.tokens
+        self.finals += other.finals
+        for name in ("formats", "trained", "dropped", "changed", "bare_finals"):
+            getattr(self, name).update(getattr(other, name))
+
+    def count(self, row: Row, effort: str) -> None:
+        """Counts a row that is kept; `effort` is that of its conversation, empty for text."""
+        self.rows += 1
+        self.tokens += len(row.input_ids)
+        self.finals += row.finals
+        if row.bare_finals:
+            self.bare_finals[effort] += row.bare_finals
+        for segment in row.segments:
+            if segment.weight > 0:
+                self.trained[segment.channel] += segment.stop - segment.start
+
+
+@dataclass
+class DataSummary:
+    """What was read and what is trained; tokens count training and validation rows together.
+
+    Attributes:
+        conversations: conversations or documents read.
+        formats: the same by format.
+        rows: rows kept, before weights and packing.
+        train_rows, validation_rows: rows of the two datasets, after weights and packing.
+        tokens: tokens in the rows kept.
+        trained_tokens: tokens with a weight above 0.
+        channel_tokens: the same by channel.
+        dropped, changed: examples or rows left out or changed, by what happened to them.
+        duplicates: examples that say what an earlier one said.
+        finals: trained finals.
+        bare_finals: trained finals without analysis in the same action, by effort.
+        lengths: percentiles of the row lengths in tokens.
+        cached: whether the rows were rendered before.
+    """
+
+    conversations: int = 0
+    formats: dict[str, int] = field(default_factory=dict)
+    rows: int = 0
+    train_rows: int = 0
+    validation_rows: int = 0
+    tokens: int = 0
+    trained_tokens: int = 0
+    channel_tokens: dict[str, int] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
+    changed: dict[str, int] = field(default_factory=dict)
+    duplicates: int = 0
+    finals: int = 0
+    bare_finals: dict[str, int] = field(default_factory=dict)
+    lengths: dict[str, int] = field(default_factory=dict)
+    cached: bool = False
+
+    def lines(self) -> list[str]:
+        """The summary for the terminal."""
+        share = self.trained_tokens / self.tokens if self.tokens else 0.0
+        formats = ", ".join(f"{name} {count:,}" for name, count in self.formats.items())
+        lines = [
+            f"{self.conversations:,} conversations or documents ({formats}), {self.rows:,} rows: "
+            f"{self.train_rows:,} to train on, {self.validation_rows:,} held out"
+            + (" (rendered before)" if self.cached else ""),
+            f"{self.tokens:,} tokens, {self.trained_tokens:,} trained ({share:.0%}): "
+            + ", ".join(f"{name} {count:,}" for name, count in self.channel_tokens.items()),
+            "row lengths in tokens: "
+            + ", ".join(f"{name} {length:,}" for name, length in self.lengths.items()),
+        ]
+        lines += [f"dropped {count:,}: {reason}" for reason, count in self.dropped.items()]
+        lines += [f"changed {count:,}: {what}" for what, count in self.changed.items()]
+        if self.duplicates:
+            lines.append(f"{self.duplicates:,} duplicates (data.duplicates=drop leaves them out)")
+        return [*lines, *self._warnings()]
+
+    def _warnings(self) -> list[str]:
+        bare = {effort: count for effort, count in self.bare_finals.items() if effort != "low"}
+        if not bare:
+            return []
+        count = sum(bare.values())
+        efforts = ", ".join(f"{number:,} at effort {effort}" for effort, number in bare.items())
+        return [
+            f"warning: {count:,} of {self.finals:,} trained finals have no analysis ({efforts}); "
+            "the model will unlearn to think at that effort.",
+            "  choices: data.without_analysis=low says effort low for such rows; =drop leaves them "
+            "out; or mix in rows with analysis (data.sources)",
+        ]
+
+
+def summarise(counts: Counts, lengths: np.ndarray) -> DataSummary:
+    """The summary of rendered rows, before they are split and mixed.
+
+    Args:
+        counts: sums over all sources.
+        lengths: tokens of every row kept.
+    """
+    names = [*CHANNELS, *sorted(counts.trained.keys() - set(CHANNELS))]
+    shown = [name for name in names if name in CHANNELS or counts.trained[name]]
+    return DataSummary(
+        conversations=counts.formats.total(),
+        formats=dict(counts.formats.most_common()),
+        rows=counts.rows,
+        tokens=counts.tokens,
+        trained_tokens=counts.trained.total(),
+        channel_tokens={name: counts.trained[name] for name in shown},
+        dropped=dict(counts.dropped),
+        changed=dict(counts.changed),
+        finals=counts.finals,
+        bare_finals=dict(counts.bare_finals),
+        lengths=_percentiles(lengths),
+    )
+
+
+def _percentiles(lengths: np.ndarray | Sequence[int]) -> dict[str, int]:
+    if len(lengths) == 0:
+        return {}
+    values = np.percentile(lengths, PERCENTILES, method="higher")
+    names = [f"{p}%" if p < 100 else "longest" for p in PERCENTILES]
+    return {name: int(value) for name, value in zip(names, values, strict=True)}

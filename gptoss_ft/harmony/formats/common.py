@@ -1,0 +1,244 @@
+"""What the readers of all formats share: problems of a row, texts, weights, reasoning effort.
+
+A key whose value is null counts as absent throughout: Arrow fills the fields that a struct lacks
+with nulls, and so does everything written from it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
+
+from gptoss_ft.errors import DataError, Problem
+from gptoss_ft.harmony.messages import EFFORTS, Message
+
+# Below these difflib ratios an unknown key is somebody's own, above them a misspelling. A row may
+# hold any columns beside ours, so there a name has to come closer.
+MISSPELT = 0.65
+MISSPELT_COLUMN = 0.85
+TEXT_PARTS = ("text",)
+THINK, END_THINK = "<think>", "</think>"
+
+Use = Literal["trained", "history", "rejected"]
+"""What messages are read for: to be trained; as context, weighing 0; as a bad example."""
+
+
+class Placed(NamedTuple):
+    """A message and the field it was read from."""
+
+    place: str
+    message: Message
+
+
+@dataclass
+class RowState:
+    """What is collected while one row is read.
+
+    Attributes:
+        where: `file:line`.
+        problems: in the order of the fields.
+        functions: names of the function tools that the row declares.
+        builtin: the builtin tools that it declares.
+        calls: of the calls seen so far, by id: the name, and whether the tool is builtin.
+        called: the same by name.
+    """
+
+    where: str
+    problems: list[Problem] = field(default_factory=list)
+    functions: set[str] = field(default_factory=set)
+    builtin: tuple[str, ...] = ()
+    calls: dict[str, tuple[str, bool]] = field(default_factory=dict)
+    called: dict[str, bool] = field(default_factory=dict)
+
+    def refuse(self, what: str, key: str = "", found: Any = None, mend: str = "") -> None:
+        """Note a problem of the field `key`."""
+        place = f"{self.where} {key}".strip()
+        self.problems.append(Problem(what, place, "" if found is None else quote(found), mend))
+
+    def fork(self) -> RowState:
+        """The same row from here on, for one of several continuations; problems are shared."""
+        return replace(self, calls=dict(self.calls), called=dict(self.called))
+
+    def check(self) -> None:
+        """Raises DataError if there are problems."""
+        if self.problems:
+            raise DataError(self.problems)
+
+
+def quote(value: Any, limit: int = 80) -> str:
+    """A value as JSON, cut to `limit` characters, for the `found` part of a problem."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+@lru_cache(maxsize=1024)
+def nearest(name: str, names: tuple[str, ...], cutoff: float = MISSPELT) -> str | None:
+    """The one of `names` that `name` is a misspelling of, or None."""
+    near = difflib.get_close_matches(name, names, 1, cutoff)
+    return near[0] if near else None
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in order, for the end of a sentence."""
+    return ", ".join(sorted(names)) or "there is none"
+
+
+def refuse_missing(row: Mapping[str, Any], name: str, state: RowState, mend: str) -> None:
+    """Refuse a row without the column `name`, naming the one that may be its misspelling."""
+    if row.get(name) is None:
+        near = nearest(name, tuple(str(other) for other in row if row[other] is not None))
+        mend = f"rename `{near}` to `{name}`" if near else mend
+        state.refuse(f"the row has no `{name}`", found=list(row), mend=mend)
+
+
+def check_columns(row: Mapping[str, Any], known: tuple[str, ...], state: RowState) -> None:
+    """Refuse columns that are misspellings of optional ones which the row lacks."""
+    absent = tuple(name for name in known if row.get(name) is None)
+    for name, value in row.items():
+        if value is None or name in known:
+            continue
+        near = nearest(str(name), absent, MISSPELT_COLUMN)
+        if near:
+            state.refuse("unknown key", str(name), name, f"did you mean `{near}`?")
+
+
+def check_keys(
+    raw: Mapping[str, Any],
+    known: tuple[str, ...],
+    ignored: tuple[str, ...],
+    key: str,
+    state: RowState,
+) -> None:
+    """Refuse keys of a message that are misspellings of known ones; others are passed over."""
+    for name, value in raw.items():
+        if value is None or name in known or name in ignored:
+            continue
+        near = nearest(str(name), known)
+        if near:
+            state.refuse("unknown key", f"{key}.{name}", name, f"did you mean `{near}`?")
+
+
+def decoded(raw: Any) -> Any:
+    """Lists and objects that were stored as JSON text, as in CSV files; all else as it is."""
+    if not (isinstance(raw, str) and raw.lstrip()[:1] in ("[", "{")):
+        return raw
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):
+        return raw
+
+
+def without_nulls(value: Any) -> Any:
+    """A JSON value without the keys whose value is null, at any depth."""
+    if isinstance(value, Mapping):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [without_nulls(item) for item in value]
+    return value
+
+
+def check_text(text: str, key: str, state: RowState) -> str:
+    """Refuse what UTF-8 cannot hold; the text itself comes back unchanged."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        state.refuse("the text holds half of a surrogate pair", key, mend="repair the escape")
+    return text
+
+
+def read_content(
+    raw: Any, key: str, state: RowState, kinds: tuple[str, ...] = TEXT_PARTS
+) -> str | None:
+    """The text of a string or of a list of text parts, joined; None for null or broken content."""
+    if raw is None:
+        return None
+    if isinstance(raw, str):
+        return check_text(raw, key, state)
+    if not isinstance(raw, list):
+        state.refuse("content is not a text", key, raw, "write a string")
+        return None
+    texts = [_part(part, f"{key}[{i}]", state, kinds) for i, part in enumerate(raw)]
+    whole = [text for text in texts if text is not None]
+    return "".join(whole) if len(whole) == len(texts) else None
+
+
+def _part(part: Any, key: str, state: RowState, kinds: tuple[str, ...]) -> str | None:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if isinstance(part, Mapping) and kind in kinds and isinstance(part.get("text"), str):
+        return check_text(part["text"], key, state)
+    if isinstance(kind, str) and kind not in kinds:
+        what = f"gpt-oss reads text only, and this part is of type {kind!r}"
+        state.refuse(what, key, part, "remove the part, or describe it in a text part")
+    else:
+        state.refuse("not a text part", key, part, f'write {{"type": "{kinds[0]}", "text": …}}')
+    return None
+
+
+def read_text(raw: Any, key: str, state: RowState) -> str | None:
+    """A string that holds something; None for null; a problem, and None, for everything else."""
+    if isinstance(raw, str) and raw.strip():
+        return check_text(raw, key, state)
+    if isinstance(raw, str):
+        state.refuse(f"`{key}` is empty", key, mend="write a text, or delete the row")
+    elif raw is not None:
+        state.refuse(f"`{key}` is not a text", key, raw, "write a string")
+    return None
+
+
+def split_thinking(content: str, key: str, state: RowState) -> tuple[str, str]:
+    """Thinking and answer of a text that opens with `<think>…</think>`.
+
+    Datasets distilled from other reasoning models write their thinking so; left in place it would
+    be trained as the visible answer.
+    """
+    if not content.lstrip().startswith(THINK):
+        return "", content
+    thinking, closed, answer = content.lstrip()[len(THINK) :].partition(END_THINK)
+    if not closed:
+        mend = f"write {END_THINK} where the thinking ends"
+        state.refuse(f"{THINK} is not closed", key, content, mend)
+    return thinking.strip(), answer.lstrip()
+
+
+def read_weight(raw: Any, key: str, state: RowState) -> float:
+    """A factor of at least 0; 1 where none is given."""
+    if raw is None:
+        return 1.0
+    if isinstance(raw, bool) or not isinstance(raw, int | float):
+        state.refuse("the weight is not a number", key, raw, "write a number of at least 0")
+    elif not (math.isfinite(raw) and raw >= 0):
+        state.refuse("the weight is out of range", key, raw, "write a number of at least 0")
+    else:
+        return float(raw)
+    return 1.0
+
+
+def template_settings(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """TRL's `chat_template_kwargs`: what the released chat template would be given."""
+    settings = decoded(row.get("chat_template_kwargs"))
+    return settings if isinstance(settings, Mapping) else {}
+
+
+def read_effort(row: Mapping[str, Any], state: RowState) -> str | None:
+    """`reasoning_effort` of the row, of its template settings, or of Responses' `reasoning`."""
+    reasoning = row.get("reasoning")
+    given = {
+        "reasoning_effort": row.get("reasoning_effort"),
+        "chat_template_kwargs.reasoning_effort": template_settings(row).get("reasoning_effort"),
+        "reasoning.effort": reasoning.get("effort") if isinstance(reasoning, Mapping) else None,
+    }
+    found = {key: effort for key, effort in given.items() if effort is not None}
+    for key, effort in found.items():
+        if effort not in EFFORTS:
+            mend = f"write one of {', '.join(EFFORTS)}"
+            state.refuse("unknown reasoning effort", key, effort, mend)
+            return None
+    if len(set(found.values())) > 1:
+        what = f"{' and '.join(f'`{key}`' for key in found)} differ"
+        state.refuse(what, next(iter(found)), found, "keep one of them")
+    return next(iter(found.values()), None)

@@ -1,0 +1,533 @@
+"""Bad rows of the other formats: what is refused, where, and that nothing else is ever raised."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptoss_ft.errors import DataError
+from gptoss_ft.harmony.formats import FORMATS, parse
+from gptoss_ft.harmony.messages import Example
+
+WHERE = "rows.jsonl:7"
+SAMPLES = Path(__file__).parents[1] / "data" / "formats"
+USER = {"role": "user", "content": "How warm?"}
+ANSWER = {"role": "assistant", "content": "Warm."}
+COLD = {"role": "assistant", "content": "Cold."}
+FUNCTION = {"name": "warmth", "parameters": {"type": "object"}}
+TOOL = {"type": "function", "function": FUNCTION}
+CALLING = {
+    "role": "assistant",
+    "tool_calls": [{"id": "c1", "function": {"name": "warmth", "arguments": "{}"}}],
+}
+BROKEN = {
+    "role": "assistant",
+    "tool_calls": [{"id": "c1", "function": {"name": "warmth", "arguments": "{city"}}],
+}
+RESULT = {"role": "tool", "tool_call_id": "c1", "content": "31"}
+
+
+def problems(row: dict[str, Any], name: str | None = None) -> list[tuple[str, str, str]]:
+    """What, where (without the line) and mend of every problem."""
+    with pytest.raises(DataError) as caught:
+        parse(row, WHERE, name)
+    found = caught.value.problems
+    assert all(p.where.startswith(WHERE) for p in found)
+    return [(p.what, p.where.removeprefix(WHERE).strip(), p.mend) for p in found]
+
+
+def turns(*pairs: tuple[str, Any], **keys: Any) -> dict[str, Any]:
+    return {"conversations": [{"from": who, "value": text} for who, text in pairs], **keys}
+
+
+def calling(name: str, arguments: Any) -> dict[str, Any]:
+    return {
+        "role": "assistant",
+        "tool_calls": [{"id": "c1", "function": {"name": name, "arguments": arguments}}],
+    }
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "x.png"}}
+PICTURE = {"role": "user", "content": [IMAGE]}
+PROMPTED = {"prompt": "a", "completion": "b"}
+PAIRED = {"prompt": "a", "chosen": "b", "rejected": "c"}
+ALPACA = {"instruction": "a", "output": "b"}
+HI = ("human", "Hi")
+F_CALL = '{"name": "f", "arguments": {}}'
+OUTPUT = {"type": "function_call_output", "call_id": "c1", "output": "31"}
+F_ITEM = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"}
+
+
+def builtin(*messages: Any, **keys: Any) -> dict[str, Any]:
+    return {"messages": [USER, *messages], "builtin_tools": ["python", "browser"]} | keys
+
+
+def openai_pair(**keys: Any) -> dict[str, Any]:
+    good = {
+        "input": {"messages": [USER]},
+        "preferred_output": [ANSWER],
+        "non_preferred_output": [COLD],
+    }
+    return good | keys
+
+
+BAD: list[tuple[str, dict[str, Any], str, str]] = [
+    # chat: what test_format_chat.py does not hold
+    ("chat", builtin(ANSWER, builtin_tools="python"), "builtin_tools", "not a list"),
+    ("chat", builtin(ANSWER, builtin_tools=["shell"]), "builtin_tools[0]", "unknown builtin"),
+    (
+        "chat",
+        builtin(ANSWER, tools=[{"type": "function", "function": {"name": "python"}}]),
+        "tools",
+        "a function and a builtin tool at once",
+    ),
+    (
+        "chat",
+        builtin(calling("browser.click", "{}")),
+        "messages[1].tool_calls[0].function.name",
+        "has no such function",
+    ),
+    (
+        "chat",
+        builtin(calling("browser.search", "{}"), builtin_tools=["python"]),
+        "messages[1].tool_calls[0].function.name",
+        "does not declare",
+    ),
+    (
+        "chat",
+        builtin(calling("python", {"source": "1"})),
+        "messages[1].tool_calls[0].function.arguments",
+        "holds no code",
+    ),
+    (
+        "chat",
+        builtin(calling("python", " ")),
+        "messages[1].tool_calls[0].function.arguments",
+        "holds no code",
+    ),
+    (
+        "chat",
+        builtin(calling("f", {"x": float("nan")})),
+        "messages[1].tool_calls[0].function.arguments",
+        "not JSON",
+    ),
+    ("chat", {"messages": [USER, ANSWER], "tool": [TOOL]}, "tool", "unknown key"),
+    (
+        "chat",
+        {"messages": [USER, {"role": "assistant", "content": "<think>a"}]},
+        "messages[1].content",
+        "not closed",
+    ),
+    (
+        "chat",
+        {"messages": [USER, ANSWER | {"content": "<think>a</think>b", "thinking": "c"}]},
+        "messages[1]",
+        "differ",
+    ),
+    (
+        "chat",
+        {
+            "messages": [USER, ANSWER],
+            "reasoning_effort": "low",
+            "chat_template_kwargs": {"reasoning_effort": "high"},
+        },
+        "reasoning_effort",
+        "differ",
+    ),
+    (
+        "chat",
+        {"messages": [USER, ANSWER], "chat_template_kwargs": {"reasoning_effort": "max"}},
+        "chat_template_kwargs.reasoning_effort",
+        "unknown reasoning effort",
+    ),
+    # openai_preference
+    ("openai_preference", openai_pair(input=[USER]), "input", "not an object"),
+    ("openai_preference", openai_pair(input={"tools": []}), "input", "no `messages`"),
+    ("openai_preference", openai_pair(input={"messages": []}), "input.messages", "is empty"),
+    (
+        "openai_preference",
+        openai_pair(input={"messages": [PICTURE]}),
+        "input.messages[0].content[0]",
+        "image_url",
+    ),
+    (
+        "openai_preference",
+        openai_pair(input={"messages": [USER], "tools": [{}]}),
+        "input.tools[0]",
+        "not a function tool",
+    ),
+    (
+        "openai_preference",
+        openai_pair(input={"messages": [USER], "tool": []}),
+        "tool",
+        "unknown key",
+    ),
+    (
+        "openai_preference",
+        openai_pair(input={"messages": [USER, ANSWER]}),
+        "input.messages[1]",
+        "ends in an assistant message",
+    ),
+    ("openai_preference", openai_pair(preferred_output=None), "", "no `preferred_output`"),
+    ("openai_preference", openai_pair(preferred_output="Warm."), "preferred_output", "not a list"),
+    ("openai_preference", openai_pair(preferred_output=[]), "preferred_output", "is empty"),
+    (
+        "openai_preference",
+        openai_pair(non_preferred_output=[USER, COLD]),
+        "non_preferred_output[0]",
+        "does not begin with an assistant message",
+    ),
+    (
+        "openai_preference",
+        openai_pair(preferred_output=[BROKEN]),
+        "preferred_output[0].tool_calls[0].function.arguments",
+        "not JSON",
+    ),
+    (
+        "openai_preference",
+        openai_pair(preferred_output=[CALLING], non_preferred_output=[COLD, RESULT, COLD]),
+        "non_preferred_output[1].tool_call_id",
+        "was not made before",
+    ),
+    # prompt_completion
+    ("prompt_completion", {"completion": "b"}, "", "no `prompt`"),
+    ("prompt_completion", {"prompt": "a"}, "", "no `completion`"),
+    ("prompt_completion", PROMPTED | {"prompt": " "}, "prompt", "is empty"),
+    ("prompt_completion", PROMPTED | {"completion": ""}, "completion", "is empty"),
+    ("prompt_completion", PROMPTED | {"completion": 3}, "completion", "not a list"),
+    ("prompt_completion", PROMPTED | {"completion": "\ud83d"}, "completion", "surrogate"),
+    ("prompt_completion", PROMPTED | {"completion": "<think>b"}, "completion", "not closed"),
+    ("prompt_completion", PROMPTED | {"completion": "<think>b</think>"}, "completion", "ends in"),
+    ("prompt_completion", PROMPTED | {"prompt": [{"role": "bot"}]}, "prompt[0].role", "unknown"),
+    (
+        "prompt_completion",
+        PROMPTED | {"completion": [ANSWER, USER, ANSWER]},
+        "completion[1]",
+        "more than assistant messages",
+    ),
+    (
+        "prompt_completion",
+        PROMPTED | {"completion": [CALLING, RESULT]},
+        "completion[1]",
+        "ends in a tool result",
+    ),
+    (
+        "prompt_completion",
+        PROMPTED | {"completion": [ANSWER, {"role": "assistant", "thinking": "a"}]},
+        "completion[1]",
+        "ends in thinking",
+    ),
+    # trl_preference
+    ("trl_preference", {"prompt": "a", "chosen": "b"}, "", "no `rejected`"),
+    ("trl_preference", {"chosen": "b", "rejected": "c"}, "", "no `prompt`"),
+    ("trl_preference", PAIRED | {"rejected": ""}, "rejected", "is empty"),
+    ("trl_preference", PAIRED | {"chosen": [PICTURE]}, "chosen[0].content[0]", "image_url"),
+    ("trl_preference", PAIRED | {"chosen": [USER, ANSWER]}, "chosen[0]", "does not begin"),
+    (
+        "trl_preference",
+        {"prompt": [USER], "chosen": [USER, ANSWER], "rejected": [COLD]},
+        "chosen[0]",
+        "does not begin",
+    ),
+    (
+        "trl_preference",
+        {"chosen": [USER, ANSWER], "rejected": [USER | {"content": "How cold?"}, COLD]},
+        "rejected[0]",
+        "do not begin with the same prompt",
+    ),
+    (
+        "trl_preference",
+        {"chosen": [ANSWER], "rejected": [COLD]},
+        "rejected[0]",
+        "do not begin with the same prompt",
+    ),
+    # kto
+    ("kto", PROMPTED, "", "no `label`"),
+    ("kto", PROMPTED | {"label": 1}, "label", "neither true nor false"),
+    ("kto", PROMPTED | {"label": "good"}, "label", "neither true nor false"),
+    ("kto", {"completion": "b", "label": True}, "", "no `prompt`"),
+    (
+        "kto",
+        {"prompt": "a", "completion": [BROKEN], "label": True},
+        "completion[0].tool_calls[0].function.arguments",
+        "not JSON",
+    ),
+    # alpaca
+    ("alpaca", {"output": "b"}, "", "no `instruction`"),
+    ("alpaca", {"instruction": "a"}, "", "no `output`"),
+    ("alpaca", ALPACA | {"instruction": ""}, "instruction", "is empty"),
+    ("alpaca", ALPACA | {"instruction": ["a"]}, "instruction", "not a text"),
+    ("alpaca", ALPACA | {"input": 3}, "input", "not a text"),
+    ("alpaca", ALPACA | {"output": " "}, "output", "is empty"),
+    ("alpaca", ALPACA | {"output": {"a": 1}}, "output", "not a text"),
+    ("alpaca", ALPACA | {"systm": "a"}, "systm", "unknown key"),
+    ("alpaca", ALPACA | {"history": "a"}, "history", "not a list"),
+    ("alpaca", ALPACA | {"history": [["a"]]}, "history[0]", "not a question and its answer"),
+    ("alpaca", ALPACA | {"history": [["a", ""]]}, "history[0][1]", "is empty"),
+    # sharegpt
+    ("sharegpt", {"conversation": []}, "", "no `conversations`"),
+    ("sharegpt", {"conversations": {}}, "conversations", "not a list"),
+    ("sharegpt", {"conversations": []}, "conversations", "is empty"),
+    ("sharegpt", {"conversations": ["Hi"]}, "conversations[0]", "not an object"),
+    ("sharegpt", turns(HI), "conversations", "all prompt"),
+    ("sharegpt", turns(("humann", "Hi"), ("gpt", "Hi")), "conversations[0].from", "unknown spe"),
+    ("sharegpt", turns((None, "Hi"), ("gpt", "Hi")), "conversations[0].from", "who speaks"),  # type: ignore[arg-type]
+    ("sharegpt", turns(HI, ("gpt", None)), "conversations[1].value", "no text"),
+    ("sharegpt", turns(HI, ("gpt", "")), "conversations[1].value", "is empty"),
+    ("sharegpt", turns(HI, ("gpt", 3)), "conversations[1].value", "not a text"),
+    ("sharegpt", turns(("human", [IMAGE]), ("gpt", "a")), "conversations[0].value[0]", "image_url"),
+    ("sharegpt", turns(HI, ("gpt", "<think>a")), "conversations[1].value", "not closed"),
+    ("sharegpt", turns(HI, ("gpt", "<think>a</think>")), "conversations[1]", "ends in thinking"),
+    ("sharegpt", turns(HI, ("function_call", "f()")), "conversations[1].value", "not a call"),
+    ("sharegpt", turns(HI, ("function_call", "[]")), "conversations[1].value", "holds no call"),
+    (
+        "sharegpt",
+        turns(HI, ("function_call", '{"name": "f", "arguments": "{"}')),
+        "conversations[1].value.arguments",
+        "not JSON",
+    ),
+    ("sharegpt", turns(HI, ("tool", "31"), ("gpt", "a")), "conversations[1]", "answers no call"),
+    (
+        "sharegpt",
+        turns(HI, ("function_call", f"[{F_CALL}, {F_CALL}]"), ("tool", "31"), ("gpt", "a")),
+        "conversations[2]",
+        "fewer results than calls",
+    ),
+    (
+        "sharegpt",
+        {
+            "conversations": [
+                {"from": "human", "value": "Hi", "weight": 1},
+                *turns(("gpt", "a"))["conversations"],
+            ]
+        },
+        "conversations[0].weight",
+        "not trained",
+    ),
+    (
+        "sharegpt",
+        {
+            "conversations": [
+                {"from": "human", "vlaue": "Hi", "value": "Hi"},
+                *turns(("gpt", "a"))["conversations"],
+            ]
+        },
+        "conversations[0].vlaue",
+        "unknown key",
+    ),
+    (
+        "sharegpt",
+        {"conversations": [{"from": "gpt", "value": "a", "thinking": 3}]},
+        "conversations[0].thinking",
+        "not a text",
+    ),
+    (
+        "sharegpt",
+        {"conversations": [{"from": "gpt", "value": "<think>b</think>a", "thinking": "c"}]},
+        "conversations[0].thinking",
+        "given twice",
+    ),
+    # responses
+    ("responses", {"itmes": [USER]}, "", "no `items`"),
+    ("responses", {"items": {}}, "items", "not a list"),
+    ("responses", {"items": []}, "items", "is empty"),
+    ("responses", {"items": ["Hi"]}, "items[0]", "not an object"),
+    ("responses", {"items": [{"content": "a"}]}, "items[0].type", "no type"),
+    ("responses", {"items": [USER, {"type": "web_search_call"}]}, "items[1].type", "are not read"),
+    ("responses", {"items": [{"role": "bot", "content": "a"}]}, "items[0].role", "unknown role"),
+    ("responses", {"items": [{"role": "user"}, ANSWER]}, "items[0].content", "no content"),
+    ("responses", {"items": [USER, ANSWER | {"content": ""}]}, "items[1].content", "is empty"),
+    (
+        "responses",
+        {"items": [{"role": "user", "content": [{"type": "input_image"}]}, ANSWER]},
+        "items[0].content[0]",
+        "input_image",
+    ),
+    (
+        "responses",
+        {"items": [USER, ANSWER | {"content": [{"type": "refusal", "refusal": "No."}]}]},
+        "items[1].content[0]",
+        "refusal",
+    ),
+    ("responses", {"items": [USER | {"weight": 1}, ANSWER]}, "items[0].weight", "be trained"),
+    ("responses", {"items": [USER, ANSWER | {"wieght": 1}]}, "items[1].wieght", "unknown key"),
+    ("responses", {"items": [USER, OUTPUT, ANSWER]}, "items[1].call_id", "was not made before"),
+    ("responses", {"items": [USER, F_ITEM | {"name": None}]}, "items[1].name", "has no name"),
+    ("responses", {"items": [USER, F_ITEM | {"arguments": "{"}]}, "items[1].arguments", "not JSON"),
+    (
+        "responses",
+        {"items": [USER, F_ITEM, OUTPUT | {"output": None}, ANSWER]},
+        "items[2].output",
+        "is missing",
+    ),
+    (
+        "responses",
+        {"items": [USER, F_ITEM, {"type": "function_call_output", "output": "31"}, ANSWER]},
+        "items[2].call_id",
+        "no `call_id`",
+    ),
+    ("responses", {"items": [USER, ANSWER], "instructions": [1]}, "instructions", "not a text"),
+    ("responses", {"items": [USER, ANSWER], "tools": [{"type": "mcp"}]}, "tools[0]", "not a func"),
+    (
+        "responses",
+        {"items": [USER, ANSWER], "reasoning": {"effort": "minimal"}},
+        "reasoning.effort",
+        "unknown reasoning effort",
+    ),
+    (
+        "responses",
+        {
+            "items": [
+                USER,
+                {"type": "reasoning", "summary": [{"type": "summary_text", "text": "a"}]},
+            ]
+        },
+        "items[1]",
+        "ends in thinking",
+    ),
+    # text and harmony
+    ("text", {"txt": "a"}, "", "no `text`"),
+    ("text", {"text": "\n"}, "text", "is empty"),
+    ("text", {"text": ["a"]}, "text", "not a text"),
+    ("text", {"text": "a\ud83d"}, "text", "surrogate"),
+    ("harmony", {"text": "Hi"}, "text", "does not begin with <|start|>"),
+    ("harmony", {"text": ""}, "text", "is empty"),
+]
+
+
+def _case(value: Any) -> str:
+    return re.sub(r"\W+", " ", value) if isinstance(value, str) else ""
+
+
+@pytest.mark.parametrize(("name", "row", "where", "what"), BAD, ids=_case)
+def test_a_bad_row_is_refused_with_its_place(
+    name: str, row: dict[str, Any], where: str, what: str
+) -> None:
+    found = problems(row, name)
+    assert [place for _, place, _ in found] == [where], found
+    assert what in found[0][0]
+    assert found[0][2], "every problem says how to mend it"
+
+
+def test_all_problems_of_a_row_are_reported() -> None:
+    row = {
+        "prompt": [PICTURE],
+        "chosen": [{"role": "bot"}],
+        "rejected": "",
+        "tools": {},
+        "reasoning_effort": "max",
+    }
+    assert [where for _, where, _ in problems(row)] == [
+        "reasoning_effort",
+        "tools",
+        "prompt[0].content[0]",
+        "chosen[0].role",
+        "rejected",
+    ]
+    shared = turns(("robot", "Hi"), ("gpt", 3), ("function_call", "x"), reasoning_effort="max")
+    assert [where for _, where, _ in problems(shared)] == [
+        "reasoning_effort",
+        "conversations[0].from",
+        "conversations[1].value",
+        "conversations[2].value",
+    ]
+
+
+# --- nothing but DataError, whatever a row holds
+
+KEYS = (
+    "messages", "prompt", "completion", "chosen", "rejected", "label", "input",
+    "preferred_output", "non_preferred_output", "instruction", "output", "system", "history",
+    "conversations", "items", "text", "tools", "builtin_tools", "functions", "reasoning_effort",
+    "chat_template_kwargs", "reasoning", "instructions", "role", "content", "thinking",
+    "reasoning_content", "tool_calls", "tool_call_id", "name", "weight", "from", "value", "type",
+    "function", "arguments", "parameters", "description", "id", "call_id", "summary", "effort",
+    "code", "refusal",
+)  # fmt: skip
+WORDS = (
+    "user", "assistant", "system", "tool", "human", "gpt", "function_call", "observation",
+    "message", "reasoning", "function", "function_call_output", "python", "browser",
+    "browser.search", "text", "input_text", "output_text", "low", "c1", "warmth", "[]", "{}",
+    "[{}]", "<think>a</think>", "<think>", '{"code":"1"}', "<|start|>user", "\ud83d",
+)  # fmt: skip
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.sampled_from(WORDS),
+    st.text(max_size=4),
+)
+
+
+def grown(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    objects = st.dictionaries(st.sampled_from(KEYS), inner, max_size=5)
+    return st.one_of(st.lists(inner, max_size=3), objects, objects.map(json.dumps))
+
+
+values = st.recursive(scalars, grown, max_leaves=12)
+message = st.fixed_dictionaries(
+    {},
+    optional={
+        "role": st.sampled_from(("user", "assistant", "tool", "system")),
+        "from": st.sampled_from(("human", "gpt", "function_call", "observation")),
+        "type": st.sampled_from(("message", "reasoning", "function_call", "function_call_output")),
+        "content": values,
+        "value": values,
+        "tool_calls": st.lists(values, max_size=2),
+        "call_id": st.just("c1"),
+        "name": st.sampled_from(("warmth", "python")),
+        "arguments": values,
+    },
+)
+columns = st.one_of(values, st.lists(message, max_size=4))
+rows = st.dictionaries(st.one_of(st.sampled_from(KEYS), st.text(max_size=8)), columns, max_size=6)
+
+
+def is_read_or_refused(row: dict[str, Any], name: str | None, needs_answer: bool) -> None:
+    try:
+        example = parse(row, WHERE, name, needs_answer=needs_answer)
+    except DataError as error:
+        assert all(p.where.startswith(WHERE) and p.what for p in error.problems)
+    else:
+        assert isinstance(example, Example)
+
+
+@settings(max_examples=300, deadline=None)
+@given(rows, st.sampled_from((None, *FORMATS)), st.booleans())
+def test_any_row_is_read_or_refused(row: dict[str, Any], name: str | None, answered: bool) -> None:
+    is_read_or_refused(row, name, answered)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Paths to everything inside a JSON value."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value)
+    if not isinstance(value, dict | list):
+        return [path]
+    return [path, *(found for key, item in inner for found in places(item, (*path, key)))]
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> tuple[dict[str, Any], str]:
+    """A bundled row with one or two of its values replaced, and its format."""
+    file = draw(st.sampled_from(sorted(SAMPLES.glob("*.jsonl"))))
+    row = json.loads(draw(st.sampled_from(file.read_text(encoding="utf-8").splitlines())))
+    for _ in range(draw(st.integers(1, 2))):
+        path = draw(st.sampled_from(places(row)[1:]))
+        owner = row
+        for key in path[:-1]:
+            owner = owner[key]
+        owner[path[-1]] = draw(st.one_of(scalars, values))
+    return row, file.stem
+
+
+@settings(max_examples=300, deadline=None)
+@given(damaged(), st.booleans())
+def test_a_damaged_row_is_read_or_refused(case: tuple[dict[str, Any], str], answered: bool) -> None:
+    is_read_or_refused(*case, answered)
