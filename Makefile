@@ -8,13 +8,14 @@ RUN := $(BIN)/gptoss-ft
 # The longest trained answer has 53 tokens.
 ANSWERS := file=data/lighthouse.jsonl max_new_tokens=64
 
-.PHONY: help venv demo test test-slow test-browser lint clean
+.PHONY: help venv demo test test-slow test-browser bench lint clean
 
 help:
 	@echo "make demo       tune, merge and ask a tiny gpt-oss: the whole job in minutes, on a laptop"
 	@echo "make test       all tests but the slow ones"
 	@echo "make test-slow  the slow ones"
 	@echo "make test-browser  the HTML preview in Chromium (Debian package chromium)"
+	@echo "make bench      benchmarks"
 	@echo "make lint       ruff and mypy"
 	@echo "make venv       only create .venv and install"
 
@@ -53,6 +54,9 @@ test-slow: venv
 
 test-browser: venv
 	$(BIN)/python -m pytest -m browser
+
+bench: venv
+	$(BIN)/python benchmarks/render.py
 
 lint: venv
 	$(BIN)/ruff check .

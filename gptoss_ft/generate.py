@@ -37,8 +37,8 @@ class GenerateOptions:
         model: checkpoint folder, packed or dense, or a Hub id with `hub=true`.
         adapter: adapter folder, or empty.
         prompt: one user message.
-        file: conversations in any format, asked instead of a prompt: each one's last answer is generated
-            anew from the true history before it, and compared with the one in the file.
+        file: conversations in any format, asked instead of a prompt: each one's last answer is
+            generated anew from the true history before it, and compared with the one in the file.
         system: instructions for the prompt, as a developer message.
         effort: reasoning effort where a conversation names none: low, medium or high.
         max_new_tokens: an answer is cut off there.

@@ -60,9 +60,11 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if any(tag == "title" for tag, _ in self._open):
             self.title += data
-        elif any({"p", "s"} & set(classes) for tag, classes in self._open if tag == "span"):
-            if any(tag == "article" for tag, _ in self._open):
-                self.texts[-1][-1] += data
+            return
+        open_spans = [classes for tag, classes in self._open if tag == "span"]
+        in_piece = any({"p", "s"} & set(classes) for classes in open_spans)
+        if in_piece and any(tag == "article" for tag, _ in self._open):
+            self.texts[-1][-1] += data
 
 
 def examples() -> list[tuple[str, str, Conversation | Preference | Feedback]]:

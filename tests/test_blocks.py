@@ -10,7 +10,7 @@ import openai_harmony as oh
 import pytest
 from chats import chat, parameters, texts, user
 from harmony_oracle import developer_message, harmony_encoding, render_ids, system_message
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 
 from gptoss_ft.harmony.blocks import functions_text, system_text
 from gptoss_ft.harmony.messages import BUILTIN_TOOLS, Conversation, Message, ToolSpec
@@ -34,6 +34,8 @@ def spelled(ids: list[int]) -> str:
 
 
 @many
+@example(schema=None, description="a\r\n\nb\r\r\nc\r")
+@example(schema=None, description="\r\n")
 @given(schema=parameters, description=texts)
 def test_tool_block_equals_the_oracle(
     harmony_encoding: oh.HarmonyEncoding, schema: dict | None, description: str

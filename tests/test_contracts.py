@@ -24,6 +24,7 @@ from transformers.models.gpt_oss import modeling_gpt_oss
 from transformers.quantizers.base import HfQuantizer
 from trl import SFTConfig, SFTTrainer
 
+from gptoss_ft.model.causal_lm import WeightedGptOss
 from gptoss_ft.train.options import DECIDED
 from gptoss_ft.train.trainer import WeightedSFTTrainer
 
@@ -149,3 +150,10 @@ def test_the_weighted_normaliser_is_asked_for() -> None:
     weight = WeightedSFTTrainer._get_num_items_in_batch(trainer, batches, torch.device("cpu"))
     assert weight.item() == 5.0, "the first position predicts nothing"
     assert "_get_num_items_in_batch" in inspect.getsource(transformers.Trainer.get_batch_samples)
+
+
+def test_generation_asks_for_the_last_logits_only() -> None:
+    """Else a prompt of 400 tokens costs 300 MB of logits a row."""
+    assert "logits_to_keep" in inspect.signature(WeightedGptOss.forward).parameters
+    source = inspect.getsource(transformers.GenerationMixin._supports_logits_to_keep)
+    assert '"logits_to_keep"' in source and "self.forward" in source

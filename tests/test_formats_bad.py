@@ -507,9 +507,9 @@ def test_any_row_is_read_or_refused(row: dict[str, Any], name: str | None, answe
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Paths to everything inside a JSON value."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value)
     if not isinstance(value, dict | list):
         return [path]
+    inner = value.items() if isinstance(value, dict) else enumerate(value)
     return [path, *(found for key, item in inner for found in places(item, (*path, key)))]
 
 

@@ -169,7 +169,7 @@ def test_expert_gradients_equal_dense_autograd(
         for name, (A, B) in factors.items()
     }
     reference = torch.func.functional_call(dense, weights_of, (x, indices, weights))
-    torch.testing.assert_close(ours, reference, atol=1e-4, rtol=1e-4)
+    assert (ours - reference).norm() <= 1e-5 * reference.norm()
     leaves = [x, weights, *(leaf for pair in factors.values() for leaf in pair)]
     direction = torch.randn_like(ours)
     for mine, theirs in zip(

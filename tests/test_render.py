@@ -66,19 +66,19 @@ def check_against_the_oracle(encoding: oh.HarmonyEncoding, conversation: Convers
             action.target_ids, oh.Role.ASSISTANT
         )
         assert [m.to_dict() for m in parsed] == [messages[i].to_dict() for i in target]
-        before = [messages[i] for i in range(target[0])]
-        if library_drops_like_us(before):
+        before = messages[: target[0]]
+        if is_the_second_turn(before):
             assert action.prompt_ids == shown_by_the_library(encoding, before)
 
 
-def library_drops_like_us(history: list[oh.Message]) -> bool:
-    """Whether one final at most stands in the history, and no assistant's message after it.
+def is_the_second_turn(history: list[oh.Message]) -> bool:
+    """Whether one final stands in the history, and nothing of the assistant after it.
 
-    Elsewhere openai-harmony keeps analysis of earlier turns: see `rows`.
+    There openai-harmony's own dropping of analysis is the format's; in later turns it keeps
+    analysis of earlier ones: see `rows`.
     """
-    finals = [i for i, m in enumerate(history) if m.channel == "final"]
-    spoken = [i for i, m in enumerate(history) if m.author.role == oh.Role.ASSISTANT]
-    return len(finals) <= 1 and spoken[-1:] == finals
+    spoken = [message.channel for message in history if message.author.role == oh.Role.ASSISTANT]
+    return spoken.count("final") == 1 and spoken[-1] == "final"
 
 
 @settings(many, max_examples=2000)

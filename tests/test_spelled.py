@@ -198,7 +198,7 @@ FINAL = "<|start|>assistant<|channel|>final<|message|>b<|return|>"
         ),
         (
             "<|start|>assistant to=functions.f<|channel|>commentary json<|message|>{}<|end|>",
-            [("a message of kind tool_call that ends with <|end|>", "73")],
+            [("a message of kind tool_call that ends with <|end|>", "72")],
         ),
         (
             f"<|start|>assistant<|message|>a<|end|>{FINAL}",
@@ -215,11 +215,11 @@ FINAL = "<|start|>assistant<|channel|>final<|message|>b<|return|>"
         (
             f"oh<|start|>bob<|message|>a<|start|>user<|message|>b<|foo|>{FINAL}",
             [
-                ("<|foo|> is no special token of a message", "50"),
+                ("<|foo|> is no special token of a message", "51"),
                 ("the text does not begin with <|start|>", "0"),
                 ("unknown role", "11"),
                 ("a message that is not closed", "25"),
-                ("a message that is not closed", "49"),
+                ("a message that is not closed", "50"),
             ],
         ),
     ],

@@ -51,10 +51,9 @@ def _declaration(tool: ToolSpec) -> str:
 
 def _lines(text: str) -> list[str]:
     """Lines ended by \\n or \\r\\n only; a last empty line does not count."""
-    lines = text.split("\n")
-    if lines[-1] == "":
-        lines.pop()
-    return [line.removesuffix("\r") for line in lines]
+    *ended, last = text.split("\n")
+    lines = [line.removesuffix("\r") for line in ended]
+    return [*lines, last] if last else lines
 
 
 def schema_type(schema: Any, indent: str = "") -> str:

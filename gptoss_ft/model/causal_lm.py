@@ -44,6 +44,7 @@ class WeightedGptOss(GptOssForCausalLM):
         *args: Any,
         loss_weights: torch.Tensor | None = None,
         document_ids: torch.Tensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
     ) -> MoeCausalLMOutputWithPast | WeightedLossOutput:
         """Without `loss_weights`, the forward of transformers.
@@ -52,13 +53,15 @@ class WeightedGptOss(GptOssForCausalLM):
             loss_weights: `[batch, length]` as `weighted_loss` wants them; needs `labels` too.
             document_ids: int64 `[batch, length]`, 0 for padding; no token sees another document.
                 `position_ids` should start anew in each.
+            logits_to_keep: as in transformers, whose `generate` looks for this name: without it,
+                every position of a prompt would get logits.
         """
         padding = kwargs.get("attention_mask")
         if document_ids is not None:
             window = self.config.sliding_window or document_ids.shape[1]
             kwargs["attention_mask"] = document_masks(document_ids, window, self._compute_dtype())
         if loss_weights is None:
-            return super().forward(*args, **kwargs)
+            return super().forward(*args, logits_to_keep=logits_to_keep, **kwargs)
         labels = kwargs.pop("labels")
         router_logits = kwargs.get("output_router_logits", False)
         outputs = self.model(*args, **kwargs)
