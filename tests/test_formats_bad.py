@@ -284,6 +284,12 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("sharegpt", turns(("human", [IMAGE]), ("gpt", "a")), "conversations[0].value[0]", "image_url"),
     ("sharegpt", turns(HI, ("gpt", "<think>a")), "conversations[1].value", "not closed"),
     ("sharegpt", turns(HI, ("gpt", "<think>a</think>")), "conversations[1]", "ends in thinking"),
+    (
+        "sharegpt",
+        turns(HI, ("gpt", f"<tool_call>\n{F_CALL}\n</tool_call>")),
+        "conversations[1].value",
+        "in tags",
+    ),
     ("sharegpt", turns(HI, ("function_call", "f()")), "conversations[1].value", "not a call"),
     ("sharegpt", turns(HI, ("function_call", "[]")), "conversations[1].value", "holds no call"),
     (

@@ -8,13 +8,21 @@ Source: the Harmony response format (OpenAI); ids equal openai-harmony's.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from gptoss_ft.errors import DataError, Problem
 from gptoss_ft.harmony.blocks import developer_text, functions_text, system_text
-from gptoss_ft.harmony.messages import Conversation, Document, HarmonyText, Message, ToolCall
+from gptoss_ft.harmony.messages import (
+    Conversation,
+    Document,
+    HarmonyText,
+    Message,
+    ToolCall,
+    ToolSpec,
+)
 from gptoss_ft.harmony.options import RenderOptions
 from gptoss_ft.harmony.rows import (
     IGNORE,
@@ -67,6 +75,7 @@ class Renderer:
         self.vocabulary = vocabulary
         self.options = options
         self._shared = lru_cache(maxsize=SHARED_TEXTS)(vocabulary.encode)
+        self._functions = lru_cache(maxsize=SHARED_TEXTS)(_functions_text)
 
     def render(self, conversation: Conversation) -> list[Row]:
         """The training rows; empty when every message that could be trained weighs 0."""
@@ -154,7 +163,7 @@ class Renderer:
         text = system_text(
             self.options, effort, bool(conversation.tools), conversation.builtin_tools
         )
-        tools = functions_text(conversation.tools)
+        tools = self._functions(_tools_key(conversation.tools)) if conversation.tools else ""
         system = self._whole("system", self._shared(text))
         return [system, *self._encode_messages(conversation.messages, tools)]
 
@@ -271,3 +280,13 @@ class Renderer:
 def _call_channel(builtin: bool) -> str:
     """Where calls and their results stand: functions are called in public, builtin tools not."""
     return "analysis" if builtin else "commentary"
+
+
+def _tools_key(tools: Sequence[ToolSpec]) -> str:
+    """The tools as JSON: equal for rows with equal tools, and far quicker than declaring them."""
+    specs = [(tool.name, tool.description, tool.parameters) for tool in tools]
+    return json.dumps(specs, default=dict)
+
+
+def _functions_text(key: str) -> str:
+    return functions_text([ToolSpec(*spec) for spec in json.loads(key)])

@@ -167,16 +167,17 @@ def build_row(messages: Sequence[Encoded], spans: Sequence[Span]) -> Row:
     stop = spans[-1].last
     for i in _kept(messages, stop + 1, spans[-1].boundary):
         message, span = messages[i], trained.get(i)
+        if span is None:
+            writer.write_untrained(message)
+            continue
         # The first `<|start|>assistant` of an action is prompt; later ones the model samples.
-        inner = span is not None and i > span.first
-        weight = message.weight if span is not None else 0.0
-        end_weight = message.end_weight if span is not None else 0.0
-        writer.write(message.channel, "header", message.opening, weight if inner else 0.0)
-        writer.write(message.channel, "header", message.header, weight)
-        writer.write(message.channel, "content", message.content, weight)
+        opening_weight = message.weight if i > span.first else 0.0
+        writer.write(message.channel, "header", message.opening, opening_weight)
+        writer.write(message.channel, "header", message.header, message.weight)
+        writer.write(message.channel, "content", message.content, message.weight)
         label = RETURN if message.channel == "final" else message.closing
         shown = label if i == stop else message.closing
-        writer.write(message.channel, "end", [shown], end_weight, [label])
+        writer.write(message.channel, "end", [shown], message.end_weight, [label])
     return writer.row(*_count_finals(messages, spans))
 
 
@@ -221,6 +222,23 @@ class _Writer:
         self.labels += (labels or ids) if weight > 0 else [IGNORE] * len(ids)
         self.loss_weights += [weight if weight > 0 else 0.0] * len(ids)
         self.segments.append(Segment(channel, part, start, len(self.input_ids), weight))
+
+    def write_untrained(self, message: Encoded) -> None:
+        """A whole message of the prompt."""
+        channel, start = message.channel, len(self.input_ids)
+        content = start + len(message.opening) + len(message.header)
+        end = content + len(message.content)
+        self.input_ids += message.opening
+        self.input_ids += message.header
+        self.input_ids += message.content
+        self.input_ids.append(message.closing)
+        self.labels += [IGNORE] * (end + 1 - start)
+        self.loss_weights += [0.0] * (end + 1 - start)
+        self.segments += (
+            Segment(channel, "header", start, content, 0.0),
+            Segment(channel, "content", content, end, 0.0),
+            Segment(channel, "end", end, end + 1, 0.0),
+        )
 
     def row(self, finals: int, bare_finals: int) -> Row:
         return Row(

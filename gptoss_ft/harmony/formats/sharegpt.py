@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from gptoss_ft.harmony.formats.chat import check_turns
+from gptoss_ft.harmony.formats.chat import check_turns, read_messages
 from gptoss_ft.harmony.formats.common import (
     Placed,
     RowState,
@@ -45,8 +45,10 @@ ROLES_OF = {
     "tool_response": "tool",
 }
 NAMES = tuple(ROLES_OF)
-TURN_KEYS = ("from", "value", "role", "content", "weight", "thinking", "reasoning_content")
+TURN_KEYS = ("from", "value", "weight", "thinking", "reasoning_content")
 OPTIONAL = ("system", "tools", "builtin_tools", "reasoning_effort")
+# How some other models write calls; as text of an answer it would be trained as what users see.
+TAGGED_CALL = ("<tool_call>", "</tool_call>")
 TURN_MEND = 'write {"from": "human", "value": …} or {"from": "gpt", "value": …}'
 CALL_MEND = 'write the call as JSON: {"name": …, "arguments": {…}}, or a list of such'
 
@@ -70,24 +72,22 @@ class _Reader:
             self.state.refuse("a turn is not an object", key, raw, TURN_MEND)
             return
         check_keys(raw, TURN_KEYS, ("id", "name"), key, self.state)
-        author_key = "role" if raw.get("from") is None and raw.get("role") is not None else "from"
-        value_key = "content" if raw.get("value") is None and "content" in raw else "value"
-        role = self._role(raw.get(author_key), f"{key}.{author_key}")
-        value_place = f"{key}.{value_key}"
+        role = self._role(raw.get("from"), f"{key}.from")
+        place = f"{key}.value"
         if role != "tool":
             self.settle()
         if role == "call":
-            self._calls(raw, raw.get(value_key), key, value_place)
+            self._calls(raw, key, place)
             return
-        text = read_content(raw.get(value_key), value_place, self.state)
-        if text is None and raw.get(value_key) is None:
-            self.state.refuse("the turn has no text", value_place, mend=TURN_MEND)
+        text = read_content(raw.get("value"), place, self.state)
+        if raw.get("value") is None:
+            self.state.refuse("the turn has no text", place, mend=TURN_MEND)
         if role is None or text is None:
             return
         if role != "tool":
             self.unanswered = []
         if role == "assistant":
-            self._answer(raw, text, key, value_place)
+            self._answer(raw, text, key, place)
             return
         if raw.get("weight"):
             mend = "remove it: only answers of the assistant are trained"
@@ -107,6 +107,9 @@ class _Reader:
     def _answer(self, raw: Mapping[str, Any], text: str, key: str, place: str) -> None:
         state = self.state
         inline, content = split_thinking(text, place, state)
+        if all(tag in content for tag in TAGGED_CALL):
+            mend = 'write the call as a turn of its own: {"from": "function_call", "value": …}'
+            state.refuse("the answer calls a tool in tags, as other models do", place, text, mend)
         thinking = raw.get("thinking") or raw.get("reasoning_content") or ""
         if not isinstance(thinking, str):
             state.refuse(
@@ -123,10 +126,10 @@ class _Reader:
         message = Message("assistant", content, thinking or inline, weight=weight)
         self.placed.append(Placed(key, message))
 
-    def _calls(self, raw: Mapping[str, Any], value: Any, key: str, place: str) -> None:
+    def _calls(self, raw: Mapping[str, Any], key: str, place: str) -> None:
         """A turn of calls; text of the assistant right before it is what introduces them."""
         weight = read_weight(raw.get("weight"), f"{key}.weight", self.state)
-        calls = self._read_calls(decoded(value), place, weight > 0)
+        calls = self._read_calls(decoded(raw.get("value")), place, weight > 0)
         self.unanswered += [(call.name, call.builtin) for call in calls]
         if self.placed:
             last, message = self.placed[-1]
@@ -192,11 +195,19 @@ def parse_sharegpt(
     elif turns == []:
         mend = "add the turns or delete the row"
         state.refuse("`conversations` is empty", "conversations", mend=mend)
-    for i, turn in enumerate(turns if isinstance(turns, list) else ()):
-        reader.turn(turn, f"conversations[{i}]")
-    reader.settle()
+    elif isinstance(turns, list) and any(_is_chat(turn) for turn in turns):
+        reader.placed += read_messages(turns, "conversations", state)
+    elif isinstance(turns, list):
+        for i, turn in enumerate(turns):
+            reader.turn(turn, f"conversations[{i}]")
+        reader.settle()
     if reader.placed and not state.problems:
         check_turns(reader.placed, state, needs_answer)
     state.check()
     messages = tuple(item.message for item in reader.placed)
     return Conversation(messages, tools, effort, state.builtin)
+
+
+def _is_chat(turn: Any) -> bool:
+    """Whether it is a message of the chat format, which some datasets keep in `conversations`."""
+    return isinstance(turn, Mapping) and turn.get("role") is not None and turn.get("from") is None

@@ -1,0 +1,57 @@
+"""Data not written for this project: the 7,168 dialogues of the chitchat-dataset package."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from chitchat_dataset import ConversationDataset
+
+from gptoss_ft.cli import run
+
+
+@pytest.fixture(scope="module")
+def dialogues(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One dialogue a line, the first speaker as the user; monologues become plain text."""
+    file = tmp_path_factory.mktemp("chitchat") / "dialogues.jsonl"
+    with file.open("w", encoding="utf-8") as stream:
+        for dialogue in ConversationDataset():
+            turns = [turn for turn in dialogue if turn.strip()]
+            row: dict[str, object] = {"text": " ".join(turns) or "(silence)"}
+            if len(turns) > 1:
+                roles = ("user", "assistant")
+                row = {
+                    "messages": [
+                        {"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)
+                    ]
+                }
+            stream.write(json.dumps(row) + "\n")
+    return file
+
+
+def test_they_preview(dialogues: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [f"data.path={dialogues}", "random=5", f"html={dialogues.parent / 'page.html'}"]
+    assert run("preview", arguments) == 0
+    captured = capsys.readouterr()
+    assert captured.out.count("dialogues.jsonl:") >= 5
+    assert (dialogues.parent / "page.html").stat().st_size > 5_000
+
+
+def test_they_train(dialogues: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [f"data.path={dialogues}", f"output={tmp_path}", "name=chitchat", "model=tiny"]
+    sizes = ["model.tiny.layers=1", "model.tiny.hidden_size=32", "model.tiny.intermediate_size=32"]
+    short = ["trainer.max_steps=20", "trainer.gradient_accumulation_steps=1", "data.workers=2"]
+    short += ["data.max_length=512", "data.on_too_long=truncate"]
+    assert run("train", [*arguments, *sizes, *short]) == 0
+    said = capsys.readouterr().out
+    manifest = json.loads((tmp_path / "chitchat" / "manifest.json").read_text())
+    summary = manifest["data_summary"]
+    assert manifest["steps"] == 20
+    assert summary["conversations"] == 7168 == sum(summary["formats"].values())
+    assert summary["formats"] == {"chat": 4017, "text": 3151}
+    assert summary["finals"] > 12_000
+    assert summary["trained_tokens"] > 100_000
+    assert manifest["last_loss"] < manifest["first_loss"]
+    for words in ("7,168 conversations", "trained finals have no analysis", "without_analysis=low"):
+        assert words in said
