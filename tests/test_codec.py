@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-from gptoss_ft.mxfp4.codec import BLOCK_SIZE, NAN_SCALE, floor_scales, pack, unpack
+from gptoss_ft.mxfp4 import kernel
+from gptoss_ft.mxfp4.codec import (
+    BLOCK_SIZE,
+    NAN_SCALE,
+    floor_scales,
+    pack,
+    unpack,
+    unpack_by_table,
+)
 
 MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 LARGEST_FINITE_SCALE = 252  # 6 * 2 ** (253 - 127) is beyond float32
@@ -27,8 +41,25 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().view({2: torch.int16, 4: torch.int32}[tensor.element_size()])
 
 
+@pytest.fixture(params=["kernel", "table"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways of unpacking on a CPU."""
+    if request.param == "table":
+        monkeypatch.setenv(kernel.SWITCH, "0")
+    elif kernel.compiled_kernel() is None:
+        pytest.skip("no compiler or no AVX2 here")
+
+
+@pytest.fixture
+def compiled() -> kernel.Kernel:
+    found = kernel.compiled_kernel()
+    if found is None:
+        pytest.skip("no compiler or no AVX2 here")
+    return found
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_unpack_equals_transformers(dtype: torch.dtype) -> None:
+def test_unpack_equals_transformers(dtype: torch.dtype, way: None) -> None:
     blocks, scales = _every_byte(range(255))
     expected = convert_moe_packed_tensors(blocks[None], scales[None], dtype=dtype)[0].T
     found = unpack(blocks, scales, dtype)
@@ -36,7 +67,7 @@ def test_unpack_equals_transformers(dtype: torch.dtype) -> None:
     assert torch.equal(_bits(found), _bits(expected))
 
 
-def test_unpack_by_definition() -> None:
+def test_unpack_by_definition(way: None) -> None:
     blocks, scales = _every_byte(range(LARGEST_FINITE_SCALE + 1))
     found = unpack(blocks, scales).double().view(LARGEST_FINITE_SCALE + 1, 256, 2)
     for byte in range(256):
@@ -46,26 +77,144 @@ def test_unpack_by_definition() -> None:
             assert torch.equal(found[:, byte, place], exact)
 
 
-def test_unpack_keeps_leading_dimensions_and_order() -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.bfloat16])
+def test_unpack_keeps_leading_dimensions_and_order(way: None, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     blocks = torch.randint(0, 256, (3, 5, 2, 16), dtype=torch.uint8, generator=generator)
     scales = torch.randint(120, 130, (3, 5, 2), dtype=torch.uint8, generator=generator)
-    whole = unpack(blocks, scales, torch.float16)
-    assert whole.shape == (3, 5, 64) and whole.dtype == torch.float16 and whole.is_contiguous()
+    whole = unpack(blocks, scales, dtype)
+    assert whole.shape == (3, 5, 64) and whole.dtype == dtype and whole.is_contiguous()
     for expert in range(3):
         for row in range(5):
             assert torch.equal(
-                whole[expert, row], unpack(blocks[expert, row], scales[expert, row], torch.float16)
+                whole[expert, row], unpack(blocks[expert, row], scales[expert, row], dtype)
             )
-    strided = unpack(blocks.transpose(0, 1), scales.transpose(0, 1), torch.float16)
+    strided = unpack(blocks.transpose(0, 1), scales.transpose(0, 1), dtype)
     assert torch.equal(strided, whole.transpose(0, 1))
 
 
-def test_nan_scale() -> None:
+def test_nan_scale(way: None) -> None:
     blocks = torch.full((1, 16), 0x21, dtype=torch.uint8)
     scale = torch.tensor([NAN_SCALE], dtype=torch.uint8)
     for dtype in (torch.float32, torch.bfloat16):
         assert unpack(blocks, scale, dtype).isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_kernel_has_the_bits_of_the_table(
+    compiled: kernel.Kernel, dtype: torch.dtype, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every byte under every scale; NaN has many bit patterns and is compared as NaN."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(kernel, "BYTES_PER_THREAD", 1)
+    blocks, scales = _every_byte(range(256))
+    shape = (256, 16 * BLOCK_SIZE)
+    found, expected = torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype)
+    compiled.unpack(blocks, scales, found)
+    unpack_by_table(blocks, scales, expected)
+    assert torch.equal(_bits(found[:NAN_SCALE]), _bits(expected[:NAN_SCALE]))
+    assert found[NAN_SCALE].isnan().all() and expected[NAN_SCALE].isnan().all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    rows=st.integers(0, 9),
+    groups=st.integers(1, 5),
+    every=st.integers(1, 3),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    seed=st.integers(0, 2**31),
+)
+def test_strided_rows_and_a_given_buffer(
+    rows: int, groups: int, every: int, dtype: torch.dtype, seed: int
+) -> None:
+    """Every n-th row of a matrix goes into the buffer and nowhere else."""
+    generator = torch.Generator().manual_seed(seed)
+    blocks = torch.randint(
+        0, 256, (rows * every, groups, 16), dtype=torch.uint8, generator=generator
+    )
+    scales = torch.randint(115, 135, (rows * every, groups), dtype=torch.uint8, generator=generator)
+    around = torch.full((rows + 2, groups * BLOCK_SIZE), 77.0, dtype=dtype)
+    buffer = around[1:-1]
+    result = unpack(blocks[::every], scales[::every], dtype, buffer)
+    assert result.data_ptr() == buffer.data_ptr()
+    assert (around[0] == 77).all() and (around[-1] == 77).all()
+    expected = convert_moe_packed_tensors(blocks[None], scales[None], dtype=dtype)[0].T
+    assert torch.equal(_bits(buffer), _bits(expected[::every]))
+
+
+def test_kernel_refuses_what_it_would_overrun(compiled: kernel.Kernel) -> None:
+    blocks, scales = _every_byte(range(3))
+    for wrong in (
+        (blocks, scales, torch.empty(3, 480)),
+        (blocks[:2], scales, torch.empty(3, 512)),
+        (blocks, scales, torch.empty(512, 3).T),
+        (blocks, scales, torch.empty(3, 512, dtype=torch.float16)),
+        (blocks.to(torch.int16), scales, torch.empty(3, 512)),
+        (blocks, scales.to(torch.int16), torch.empty(3, 512)),
+    ):
+        with pytest.raises(ValueError):
+            compiled.unpack(*wrong)
+
+
+@pytest.fixture
+def fresh_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A process that has not loaded the kernel yet, with an empty cache folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv(kernel.SWITCH, raising=False)
+    kernel._load.cache_clear()
+    yield tmp_path / "gptoss-ft"
+    kernel._load.cache_clear()
+
+
+@pytest.mark.parametrize("compiler", ["false", "no-such-compiler"])
+def test_without_a_compiler_torch_serves_and_says_so_once(
+    compiler: str,
+    fresh_kernel: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("CC", compiler)
+    caplog.set_level(logging.INFO, logger=kernel.__name__)
+    blocks, scales = _every_byte(range(255))
+    for _ in range(3):
+        found = unpack(blocks, scales)
+    assert torch.equal(_bits(found), _bits(unpack_by_table(blocks, scales, torch.empty(255, 512))))
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+    assert "torch's operators serve instead" in caplog.text
+
+
+def test_a_folder_that_cannot_be_written_is_no_error(
+    fresh_kernel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh_kernel.write_text("a file where the folder should be")
+    assert kernel.compiled_kernel() is None
+
+
+def test_the_switch_turns_the_kernel_off(
+    fresh_kernel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(kernel.SWITCH, "0")
+    assert kernel.compiled_kernel() is None
+    unpack(*_every_byte(range(2)))
+    assert not fresh_kernel.exists()
+
+
+def test_the_kernel_is_built_once_and_nothing_else_is_left(
+    compiled: kernel.Kernel, fresh_kernel: Path
+) -> None:
+    assert kernel.compiled_kernel() is not None
+    (library,) = fresh_kernel.iterdir()
+    built = library.stat().st_mtime_ns
+    assert kernel.build(fresh_kernel) == library and library.stat().st_mtime_ns == built
+
+
+def test_processes_that_build_at_the_same_time(compiled: kernel.Kernel, tmp_path: Path) -> None:
+    code = "from gptoss_ft.mxfp4.kernel import compiled_kernel; assert compiled_kernel()"
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+    running = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(3)]
+    assert [process.wait(120) for process in running] == [0, 0, 0]
+    assert len(list((tmp_path / "gptoss-ft").iterdir())) == 1
 
 
 def test_round_trip_is_byte_identical() -> None:

@@ -15,6 +15,8 @@ from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 from transformers.models.gpt_oss.modeling_gpt_oss import load_balancing_loss_func
 from transformers.utils.generic import ModelOutput
 
+from gptoss_ft.model.attention import SINK_ATTENTION
+from gptoss_ft.model.attention_documents import Documents, document_masks, documents_of
 from gptoss_ft.model.loss import weighted_loss
 from gptoss_ft.model.storage import StoredEmbedding
 
@@ -58,8 +60,7 @@ class WeightedGptOss(GptOssForCausalLM):
         """
         padding = kwargs.get("attention_mask")
         if document_ids is not None:
-            window = self.config.sliding_window or document_ids.shape[1]
-            kwargs["attention_mask"] = document_masks(document_ids, window, self._compute_dtype())
+            kwargs["attention_mask"] = self._masks(document_ids)
         if loss_weights is None:
             return super().forward(*args, logits_to_keep=logits_to_keep, **kwargs)
         labels = kwargs.pop("labels")
@@ -76,28 +77,18 @@ class WeightedGptOss(GptOssForCausalLM):
             )
         return WeightedLossOutput(sums.nll, sums.weight, sums.correct, aux_loss)
 
+    def _masks(self, document_ids: torch.Tensor) -> dict[str, Documents] | dict[str, torch.Tensor]:
+        """What each type of layer takes as its mask; transformers passes it through unseen."""
+        if self.config._attn_implementation == SINK_ATTENTION:
+            documents = documents_of(document_ids)
+            if documents is not None:
+                return dict.fromkeys(("full_attention", "sliding_attention"), documents)
+        window = self.config.sliding_window or document_ids.shape[1]
+        return document_masks(document_ids, window, self._compute_dtype())
+
     def _compute_dtype(self) -> torch.dtype:
         """The dtype of hidden states; packed models store their weights in another."""
         embedding = self.get_input_embeddings()
         if isinstance(embedding, StoredEmbedding):
             return embedding.compute_dtype
         return embedding.get_parameter("weight").dtype
-
-
-def document_masks(
-    document_ids: torch.Tensor, window: int, dtype: torch.dtype
-) -> dict[str, torch.Tensor]:
-    """Additive masks `[batch, 1, length, length]` by layer type: causal, within a document.
-
-    Padding sees itself only, so that no row of the softmax is empty.
-    """
-    length = document_ids.shape[1]
-    query = torch.arange(length, device=document_ids.device)[:, None]
-    distance = query - query.T
-    same = document_ids[:, :, None] == document_ids[:, None, :]
-    same &= (document_ids != 0)[:, :, None]
-    seen = (same & (distance >= 0)) | (distance == 0)
-    masks = {"full_attention": seen, "sliding_attention": seen & (distance < window)}
-    least = torch.finfo(dtype).min
-    zeros = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-    return {name: zeros.masked_fill(~mask, least)[:, None] for name, mask in masks.items()}

@@ -1,51 +1,25 @@
 """Mixture-of-experts block on packed MXFP4 weights.
 
-The two matrices of an expert stay packed; each use unpacks one matrix of one expert, multiplies,
+The two matrices of an expert stay packed; each use unpacks them, a little at a time, multiplies,
 and drops the result. The backward pass unpacks again, so nothing dense outlives a single
 multiplication and no gradient of a packed weight is ever formed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import nn
 from transformers import GptOssConfig
 
-from gptoss_ft.mxfp4.codec import BLOCK_SIZE, unpack
+from gptoss_ft.model.expert_function import Block, Gate, LowRank, Projection, run_experts
+from gptoss_ft.model.expert_products import Packed, Products, deal, products_for
+from gptoss_ft.model.expert_routing import count_pairs, sort_pairs
+from gptoss_ft.mxfp4.codec import BLOCK_SIZE
 
-
-@dataclass(frozen=True)
-class LowRank:
-    """A low-rank update of one projection of all experts, `W + scaling * B @ A`.
-
-    Attributes:
-        A: `[E, r, in]`.
-        B: `[E, out, r]`, contiguous.
-        scaling: `alpha / r`, or `alpha / sqrt(r)` for rsLoRA.
-    """
-
-    A: torch.Tensor
-    B: torch.Tensor
-    scaling: float
-
-
-class _PackedMatmul(torch.autograd.Function):
-    """`x @ unpack(blocks, scales).T` with the weight unpacked again in the backward pass."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, blocks: torch.Tensor, scales: torch.Tensor
-    ) -> torch.Tensor:
-        ctx.save_for_backward(blocks, scales)
-        return x @ unpack(blocks, scales, x.dtype).T
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        blocks, scales = ctx.saved_tensors
-        return grad @ unpack(blocks, scales, grad.dtype), None, None
+# Gate and up rows are interleaved in gate_up.
+PARTS = {"gate_up_proj": 2, "down_proj": 1}
 
 
 class PackedExperts(nn.Module):
@@ -59,6 +33,10 @@ class PackedExperts(nn.Module):
         gate_up_proj: uint8 `[E, 2 * intermediate, hidden / 32, 16]`; gate rows even, up rows odd.
         down_proj: uint8 `[E, hidden, intermediate / 32, 16]`.
         trained_biases: replacements of the two biases held by an adapter, keyed by the bias's name.
+        save_pre_activation: keep `[pairs, 2 * intermediate]` in the compute dtype for the backward
+            pass; without it the gate_up product is formed a second time, a third more work. Under
+            gradient checkpointing keep it on: checkpointing forms it again already.
+        products: makes the inner loop for a device.
     """
 
     def __init__(self, config: GptOssConfig) -> None:
@@ -73,6 +51,8 @@ class PackedExperts(nn.Module):
             bias = nn.Parameter(torch.empty(self.num_experts, out), requires_grad=False)
             self.register_parameter(f"{name}_bias", bias)
         self.trained_biases = nn.ModuleDict()
+        self.save_pre_activation = True
+        self.products: Callable[[torch.device], Products] = products_for
 
     def _declare_packed(self, name: str, out: int, width: int) -> None:
         groups = width // BLOCK_SIZE
@@ -108,31 +88,24 @@ class PackedExperts(nn.Module):
             `[tokens, hidden]`, dtype of `hidden_states`. Only weights of experts that are hit are
             read.
         """
-        output = torch.zeros_like(hidden_states)
-        gate_up_bias, down_bias = self.bias("gate_up_proj"), self.bias("down_proj")
-        for expert in router_indices.unique().tolist():
-            token, slot = torch.where(router_indices == expert)
-            gate_up = self._project(hidden_states[token], expert, "gate_up_proj", gate_up_updates)
-            gated = self._swiglu(gate_up + gate_up_bias[expert].to(gate_up.dtype))
-            down = self._project(gated, expert, "down_proj", down_updates)
-            down = down + down_bias[expert].to(down.dtype)
-            output.index_add_(
-                0, token, (down * routing_weights[token, slot, None]).to(output.dtype)
-            )
-        return output
+        gate_up = self._projection("gate_up_proj", gate_up_updates)
+        down = self._projection("down_proj", down_updates)
+        routing = sort_pairs(router_indices, count_pairs(router_indices, self.num_experts))
+        differentiated = (hidden_states, routing_weights, *gate_up.tensors(), *down.tensors())
+        has_backward = any(tensor.requires_grad for tensor in differentiated)
+        block = Block(
+            routing,
+            self.products(hidden_states.device),
+            Gate(self.limit, self.alpha),
+            gate_up,
+            down,
+            keep=self.save_pre_activation and torch.is_grad_enabled() and has_backward,
+        )
+        return run_experts(block, hidden_states, routing_weights)
 
-    def _project(
-        self, x: torch.Tensor, expert: int, name: str, updates: tuple[LowRank, ...]
-    ) -> torch.Tensor:
-        blocks, scales = getattr(self, name)[expert], getattr(self, f"{name}_scales")[expert]
-        y = _PackedMatmul.apply(x, blocks, scales)
-        for update in updates:
-            A, B = update.A[expert].to(x.dtype), update.B[expert].to(x.dtype)
-            y = y + (x @ A.T) @ B.T * update.scaling
-        return y
-
-    def _swiglu(self, gate_up: torch.Tensor) -> torch.Tensor:
-        """Clamped SwiGLU of gpt-oss on interleaved gate and up, `[n, 2 * I] -> [n, I]`."""
-        gate = gate_up[..., ::2].clamp(max=self.limit)
-        up = gate_up[..., 1::2].clamp(-self.limit, self.limit)
-        return (up + 1) * gate * torch.sigmoid(gate * self.alpha)
+    def _projection(self, name: str, updates: tuple[LowRank, ...]) -> Projection:
+        blocks, scales = getattr(self, name), getattr(self, f"{name}_scales")
+        parts = PARTS[name]
+        # The weights are constants of the function; detached, they cost autograd nothing.
+        packed = Packed(deal(blocks.detach(), parts), deal(scales.detach(), parts))
+        return Projection(packed, self.bias(name), updates)

@@ -20,6 +20,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from gptoss_ft.errors import CheckpointError, Problem
+from gptoss_ft.model.attention import SINK_ATTENTION, register_sink_attention
 from gptoss_ft.model.causal_lm import WeightedGptOss
 from gptoss_ft.model.checkpoint import Checkpoint
 from gptoss_ft.model.experts import PackedExperts
@@ -127,6 +128,7 @@ def load_model(checkpoint: Checkpoint, device: torch.device | None = None) -> We
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = compute_dtype(device)
     config = GptOssConfig.from_pretrained(checkpoint.path, local_files_only=True)
+    register_sink_attention()
     if checkpoint.is_packed:
         _register_quantizer()
         config.quantization_config = {"quant_method": QUANT_METHOD}
@@ -136,7 +138,7 @@ def load_model(checkpoint: Checkpoint, device: torch.device | None = None) -> We
         dtype=torch.bfloat16 if checkpoint.is_packed else dtype,
         # PEFT dispatches a model with a device map anew, which would copy it out of the memory map.
         device_map=None if device.type == "cpu" else {"": device},
-        attn_implementation="eager",
+        attn_implementation=SINK_ATTENTION,
         local_files_only=True,
         use_safetensors=True,
         output_loading_info=True,

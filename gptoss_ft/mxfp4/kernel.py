@@ -1,0 +1,156 @@
+"""A small compiled kernel behind `codec.unpack`, built on first use with the system's C compiler.
+
+Nothing depends on it: without a compiler, on a processor without AVX2, after a failed build, or
+with `GPTOSS_FT_KERNEL=0` in the environment, torch's own operators do the same work, about a
+quarter as fast. The library is kept in the user's cache folder under a name made of its source,
+flags and machine, so that a new version never loads an old build.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+SWITCH = "GPTOSS_FT_KERNEL"
+SOURCE = Path(__file__).with_name("unpack.c")
+FLAGS = ("-O3", "-std=c99", "-shared", "-fPIC")
+# The second attempt is for compilers without OpenMP.
+FLAG_SETS = ((*FLAGS, "-fopenmp"), FLAGS)
+BUILD_SECONDS = 60
+# Below this many bytes of output per thread, waking a thread costs more than its work.
+BYTES_PER_THREAD = 1 << 18
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The shared library built from `unpack.c`, loaded."""
+
+    library: ctypes.CDLL
+
+    def unpack(self, blocks: torch.Tensor, scales: torch.Tensor, out: torch.Tensor) -> None:
+        """Writes the values of packed blocks into `out`, in as many threads as torch uses.
+
+        Args:
+            blocks: uint8 `[..., G, 16]` on the CPU.
+            scales: uint8 `[..., G]`.
+            out: contiguous, `[..., 32 * G]`, float32 or bfloat16.
+
+        Raises:
+            ValueError: tensors that the library would read or write beyond their ends.
+        """
+        groups = scales.shape[-1]
+        if blocks.shape != (*scales.shape, 16) or out.numel() != scales.numel() * 32:
+            raise ValueError(
+                f"{blocks.shape}, {scales.shape} and {out.shape} do not belong together"
+            )
+        if not out.is_contiguous() or not kernel_serves(out.dtype):
+            raise ValueError("out must be contiguous, float32 or bfloat16")
+        if blocks.dtype != torch.uint8 or scales.dtype != torch.uint8:
+            raise ValueError("blocks and scales must be uint8")
+        blocks, block_stride = _rows(blocks.flatten(-2))
+        scales, scale_stride = _rows(scales)
+        self.library.gptoss_ft_unpack(
+            blocks.data_ptr(),
+            block_stride,
+            scales.data_ptr(),
+            scale_stride,
+            scales.numel() // max(groups, 1),
+            groups,
+            out.data_ptr(),
+            int(out.dtype == torch.bfloat16),
+            max(1, min(torch.get_num_threads(), out.nbytes // BYTES_PER_THREAD)),
+        )
+
+
+def _rows(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """A tensor as rows of adjacent bytes, copied if need be, and the distance between rows."""
+    if tensor.is_contiguous():
+        return tensor, tensor.shape[-1]
+    if tensor.dim() == 2 and tensor.stride(1) == 1:
+        return tensor, tensor.stride(0)
+    return tensor.contiguous(), tensor.shape[-1]
+
+
+def kernel_serves(dtype: torch.dtype) -> bool:
+    """Whether the kernel writes this dtype."""
+    return dtype in (torch.float32, torch.bfloat16)
+
+
+def compiled_kernel() -> Kernel | None:
+    """The kernel, built if need be; None where it cannot be had or `GPTOSS_FT_KERNEL=0`."""
+    return None if os.environ.get(SWITCH) == "0" else _load()
+
+
+@cache
+def _load() -> Kernel | None:
+    """Loads the library once per process; says once why there is none."""
+    if os.name != "posix" or platform.machine() != "x86_64":
+        return None
+    try:
+        library = ctypes.CDLL(str(build(cache_folder())))
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        logger.info("no compiled MXFP4 kernel, torch's operators serve instead: %s", error)
+        return None
+    rows = (ctypes.c_void_p, ctypes.c_int64)
+    shape = (ctypes.c_int64, ctypes.c_int64)
+    library.gptoss_ft_unpack.argtypes = (
+        *(*rows, *rows, *shape),
+        *(ctypes.c_void_p, ctypes.c_int, ctypes.c_int),
+    )
+    library.gptoss_ft_unpack.restype = None
+    return Kernel(library) if library.gptoss_ft_supported() else None
+
+
+def cache_folder() -> Path:
+    """Where builds are kept: `gptoss-ft` in the user's cache folder.
+
+    Raises:
+        RuntimeError: the user has no home.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gptoss-ft"
+
+
+def build(folder: Path) -> Path:
+    """The shared library in `folder`, compiled unless it is there already.
+
+    Raises:
+        OSError: there is no compiler, or the folder cannot be written.
+        subprocess.SubprocessError: the compiler failed or took too long.
+    """
+    text = SOURCE.read_bytes()
+    key = hashlib.sha256(repr((text, FLAG_SETS, platform.machine(), platform.libc_ver())).encode())
+    library = folder / f"unpack-{key.hexdigest()[:24]}.so"
+    if not library.is_file():
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Built aside and renamed, so that a process beside this one never loads half a file.
+        with tempfile.TemporaryDirectory(dir=folder) as aside:
+            _compile(Path(aside) / library.name)
+            os.replace(Path(aside) / library.name, library)
+    return library
+
+
+def _compile(library: Path) -> None:
+    names = [os.environ["CC"]] if os.environ.get("CC") else ["cc", "gcc", "clang"]
+    compiler = next(filter(None, map(shutil.which, names)), None)
+    if compiler is None:
+        raise FileNotFoundError(f"no C compiler named {' or '.join(names)}")
+    for attempt, flags in enumerate(FLAG_SETS, start=1):
+        command = [compiler, *flags, "-o", str(library), str(SOURCE)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_SECONDS)
+        if done.returncode == 0:
+            return
+        if attempt == len(FLAG_SETS):
+            raise subprocess.SubprocessError(done.stderr.strip()[-500:])
