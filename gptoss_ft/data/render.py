@@ -31,7 +31,7 @@ from gptoss_ft.harmony.render import Renderer
 from gptoss_ft.harmony.vocabulary import Vocabulary, load_vocabulary, packaged_vocabulary
 
 # Below this many bytes the work is done before a second process has started.
-PARALLEL_BYTES = 4 * 2**20
+PARALLEL_BYTES = 16 * 2**20
 CHUNKS_IN_FLIGHT = 4
 MAX_PROBLEMS = 10_000
 ROWS, INFO = "rows.arrow", "info.json"
