@@ -32,6 +32,7 @@ WORDS = (
     "lantern", "museum", "Saturday", "children", "adults", "free", "12", "187", "1874", "3.20",
 )
 # fmt: on
+INSTRUCTIONS = "You answer visitors of a lighthouse. Be brief, be kind, and never invent a price."
 TOOL = {
     "type": "function",
     "function": {
@@ -64,7 +65,8 @@ def conversation(generator: random.Random) -> dict[str, Any]:
         return {"thinking": text(low, high)} if kind != "plain" else {}
 
     kind = generator.choice(("plain", "plain", "analysis", "tool"))
-    messages: list[dict[str, Any]] = [{"role": "system", "content": text(10, 30)}]
+    system = f"{INSTRUCTIONS} Today you are at desk {generator.randint(1, 5)}."
+    messages: list[dict[str, Any]] = [{"role": "system", "content": system}]
     for turn in range(3):
         messages.append({"role": "user", "content": text(8, 60)})
         if kind == "tool" and turn == 2:

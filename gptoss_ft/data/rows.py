@@ -268,8 +268,9 @@ def _short_enough(
 def _batch(columns: _Columns) -> pa.RecordBatch:
     lengths = np.fromiter((len(row) for row in columns.rows), np.int32, len(columns.rows))
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int32)
-    pieces = [piece for row in columns.rows for piece in row.pieces]
-    ids = np.concatenate([np.empty(0, np.int32), *pieces])
+    # Joining buffers copies memory; converting lists of ids would be the larger part of it all.
+    joined = b"".join([piece for row in columns.rows for piece in row.pieces])
+    ids = np.frombuffer(joined, dtype=np.int32)
     labels, weights = _labels_and_weights(columns.rows, offsets, ids)
     lists = [
         pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))

@@ -77,6 +77,11 @@ class Renderer:
         self.vocabulary = vocabulary
         self.options = options
         self._shared = lru_cache(maxsize=SHARED_TEXTS)(vocabulary.encode)
+        self._opening = lru_cache(maxsize=SHARED_TEXTS)(self._encode_opening)
+        self._said_headers = {
+            channel: [*self._channel(channel), MESSAGE]
+            for channel in ("analysis", "commentary", "final")
+        }
         self._functions = lru_cache(maxsize=SHARED_TEXTS)(_functions_text)
 
     def render(self, conversation: Conversation) -> list[Row]:
@@ -228,7 +233,7 @@ class Renderer:
         return encoded(
             channel,
             self._opening("assistant"),
-            [*self._channel(channel), MESSAGE],
+            self._said_headers[channel],
             self.vocabulary.encode(text),
             in_analysis=channel == "analysis",
             weight=weight * self.options.weights.get(channel, 1.0),
@@ -277,7 +282,7 @@ class Renderer:
             end_weight=1.0 if message.sampled else 0.0,
         )
 
-    def _opening(self, author: str) -> list[int]:
+    def _encode_opening(self, author: str) -> list[int]:
         return [START, *self._shared(author)]
 
     def _channel(self, channel: str) -> list[int]:

@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-import numpy as np
-
 from gptoss_ft.harmony.options import CHANNELS
 from gptoss_ft.harmony.vocabulary import END, RETURN
 
@@ -49,7 +47,7 @@ class Encoded(NamedTuple):
 
     Attributes:
         channel: as in `Segment`.
-        ids: all of it, int32, as history shows it; one array for all the rows that it stands in.
+        ids: all of it as history shows it, 32-bit; one array for all the rows that it stands in.
         header: where the rest of the header begins, after `<|start|>` and the author.
         content: where its content begins.
         in_analysis: whether it stands in the analysis channel, whoever wrote it.
@@ -58,7 +56,7 @@ class Encoded(NamedTuple):
     """
 
     channel: str
-    ids: np.ndarray
+    ids: array[int]
     header: int
     content: int
     in_analysis: bool = False
@@ -78,8 +76,7 @@ def encoded(
     end_weight: float = 0.0,
 ) -> Encoded:
     """A message from its pieces; history shows its end as `closing`, `<|end|>` or `<|call|>`."""
-    # By way of `array`, which converts a list three times faster than numpy does.
-    ids = np.frombuffer(array("i", [*opening, *header, *content, closing]), dtype=np.int32)
+    ids = array("i", [*opening, *header, *content, closing])
     start = len(opening)
     return Encoded(channel, ids, start, start + len(header), in_analysis, weight, end_weight)
 
@@ -115,7 +112,7 @@ class Row:
     """
 
     messages: list[Encoded]
-    pieces: list[np.ndarray]
+    pieces: list[array[int]]
     sampled: list[int]
     trained: list[Trained]
     finals: int = 0
@@ -140,7 +137,7 @@ class Row:
     @cached_property
     def input_ids(self) -> list[int]:
         """What the model reads."""
-        return np.concatenate(self.pieces).tolist()
+        return [token for piece in self.pieces for token in piece]
 
     @cached_property
     def labels(self) -> list[int]:
@@ -281,11 +278,11 @@ def _trained_spans(messages: Sequence[Encoded], sampled: Sequence[int]) -> list[
     return spans
 
 
-def _ended(message: Encoded) -> np.ndarray:
+def _ended(message: Encoded) -> array[int]:
     """The ids of the message that ends a row: a final is shown as it is trained."""
     if message.channel != "final":
         return message.ids
-    return np.concatenate([message.ids[:-1], np.array([RETURN], np.int32)])
+    return message.ids[:-1] + array("i", [RETURN])
 
 
 def _count_finals(messages: Sequence[Encoded], spans: Sequence[Span]) -> tuple[int, int]:
