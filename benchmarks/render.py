@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import statistics
 import sys
 import tempfile
@@ -31,6 +32,7 @@ WORDS = (
     "lantern", "museum", "Saturday", "children", "adults", "free", "12", "187", "1874", "3.20",
 )
 # fmt: on
+INSTRUCTIONS = "You answer visitors of a lighthouse. Be brief, be kind, and never invent a price."
 TOOL = {
     "type": "function",
     "function": {
@@ -49,31 +51,45 @@ TOOL = {
 
 
 def conversation(generator: random.Random) -> dict[str, Any]:
-    """A chat of three turns with analysis; every second one with a tool round."""
+    """A chat of three turns: half are plain, a quarter have analysis, a quarter a tool as well.
+
+    With analysis our rows are three, because each turn is trained as it is sampled; the other two
+    sides write one row, which trains turns after prompts that inference never shows.
+    """
 
     def text(low: int, high: int) -> str:
         words = generator.choices(WORDS, k=generator.randint(low, high))
         return " ".join(words).capitalize() + "."
 
-    with_tool = generator.random() < 0.5
-    messages: list[dict[str, Any]] = [{"role": "system", "content": text(10, 30)}]
+    def thinking(low: int, high: int) -> dict[str, str]:
+        return {"thinking": text(low, high)} if kind != "plain" else {}
+
+    kind = generator.choice(("plain", "plain", "analysis", "tool"))
+    system = f"{INSTRUCTIONS} Today you are at desk {generator.randint(1, 5)}."
+    messages: list[dict[str, Any]] = [{"role": "system", "content": system}]
     for turn in range(3):
         messages.append({"role": "user", "content": text(8, 60)})
-        if with_tool and turn == 2:
+        if kind == "tool" and turn == 2:
             call = {"name": "get_wind", "arguments": {"day": "Friday", "hours": turn}}
             called = {"id": "c1", "type": "function", "function": call}
-            messages.append({"role": "assistant", "thinking": text(10, 40), "tool_calls": [called]})
+            messages.append({"role": "assistant", **thinking(10, 40), "tool_calls": [called]})
             messages.append({"role": "tool", "tool_call_id": "c1", "content": text(5, 15)})
-        messages.append({"role": "assistant", "thinking": text(10, 60), "content": text(20, 120)})
-    return {"messages": messages, **({"tools": [TOOL]} if with_tool else {})}
+        messages.append({"role": "assistant", **thinking(10, 60), "content": text(20, 120)})
+    return {"messages": messages, **({"tools": [TOOL]} if kind == "tool" else {})}
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
     """CPU time of this process and its finished children."""
-    before = os.times()
+
+    both = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+
+    def used() -> float:
+        usages = [resource.getrusage(who) for who in both]
+        return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+    before = used()
     work()
-    after = os.times()
-    return sum(after[:4]) - sum(before[:4])
+    return used() - before
 
 
 def ours(file: Path) -> Callable[[], object]:
@@ -154,7 +170,7 @@ def tokenizer_with_mask(folder: Path) -> Any:
     return tokenizer
 
 
-def equal_to_harmony(rows: list[dict[str, Any]]) -> int:
+def equal_to_harmony(rows: list[dict[str, Any]], folder: Path) -> int:
     """How many sampling actions' prompts and targets equal openai-harmony's; all must."""
     sys.path.insert(0, str(REPOSITORY / "tests"))
     from harmony_oracle import (
@@ -171,13 +187,15 @@ def equal_to_harmony(rows: list[dict[str, Any]]) -> int:
     from gptoss_ft.harmony.vocabulary import RETURN, packaged_vocabulary
 
     options, equal = RenderOptions(), 0
-    renderer, encoding = Renderer(packaged_vocabulary(), options), load_encoding()
+    renderer, encoding = Renderer(packaged_vocabulary(), options), load_encoding(folder)
     for number, row in enumerate(rows, start=1):
         example = parse(row, f"row {number}", "chat")
-        expected = oracle_actions(oracle_messages(example, options))
-        for action, (prompt, target) in zip(renderer.actions(example), expected, strict=True):
-            whole = render_ids(encoding, prompt + target)
-            if target[-1].channel == "final":
+        messages = oracle_messages(example, options)
+        expected = oracle_actions(messages)
+        for action, (shown, sampled) in zip(renderer.actions(example), expected, strict=True):
+            prompt = [messages[i] for i in shown]
+            whole = render_ids(encoding, prompt + [messages[i] for i in sampled])
+            if messages[sampled[-1]].channel == "final":
                 whole[-1] = RETURN
             same = action.prompt_ids == prompt_ids(encoding, prompt)
             if not same or action.prompt_ids + action.target_ids != whole:
@@ -209,6 +227,7 @@ def main() -> None:
         folder = Path(name)
         file = folder / "chats.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        equal = equal_to_harmony(rows, folder)
         tokenizer = tokenizer_with_mask(folder)
         sides = {
             "ours": ours(file),
@@ -230,7 +249,7 @@ def main() -> None:
         "speedup_trl": round(ratio["trl"], 2),
         "cpu_s": {name: round(statistics.median(values), 3) for name, values in times.items()},
         "conversations": len(rows),
-        "actions_equal_to_openai_harmony": equal_to_harmony(rows),
+        "actions_equal_to_openai_harmony": equal,
         "linear_ratio": round(linear_ratio(), 2),
     }
     print(json.dumps(result))

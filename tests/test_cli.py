@@ -126,6 +126,18 @@ def test_keys_named_like_groups_are_plain_keys_elsewhere(
     assert _composed(capsys, "generate", "model=dir/m", "prompt=x")["model"] == "dir/m"
 
 
+def test_sources_are_a_list(capsys: pytest.CaptureFixture[str]) -> None:
+    sources = "[{path: mine.jsonl}, {path: some/other-file.parquet, weight: 0.3, format: chat}]"
+    for command in ("train", "preview"):
+        composed = _composed(capsys, command, f"data.sources={sources}")
+        assert [source["weight"] for source in composed["data"]["sources"]] == [1.0, 0.3]
+        assert composed["data"]["sources"][1]["path"] == "some/other-file.parquet"
+    text = _refused(capsys, "train", "model=tiny", "data.sources=[{path: a, wieght: 2}]")
+    assert "wieght" in text
+    text = _refused(capsys, "train", "model=tiny", "data.sources=[{path: a, weight: -2}]")
+    assert "data.sources[0].weight" in text
+
+
 def test_any_setting_of_trl_can_be_given(capsys: pytest.CaptureFixture[str]) -> None:
     composed = _composed(capsys, "train", "trainer.max_steps=7", "trainer.adam_beta1=0.8")
     assert composed["trainer"]["max_steps"] == 7

@@ -18,7 +18,7 @@ from gptoss_ft.data.dataset import ROW_COLUMNS, PreparedData, check_data, prepar
 from gptoss_ft.data.options import DataOptions, SourceOptions
 from gptoss_ft.data.pack import best_fit
 from gptoss_ft.errors import ConfigError, DataError
-from gptoss_ft.harmony.conversation import parse_openai_chat
+from gptoss_ft.harmony.formats.chat import parse_openai_chat
 from gptoss_ft.harmony.options import RenderOptions
 from gptoss_ft.harmony.render import IGNORE, Renderer
 from gptoss_ft.harmony.vocabulary import ENDOFTEXT, packaged_vocabulary

@@ -33,7 +33,7 @@ from gptoss_ft.harmony.preview_html import page, write_html
 from gptoss_ft.harmony.preview_pieces import Panel, Piece, blocks, factor, panels, pieces
 from gptoss_ft.harmony.preview_terminal import show_terminal, visible
 from gptoss_ft.harmony.render import Renderer
-from gptoss_ft.harmony.rows import IGNORE, Row, Segment
+from gptoss_ft.harmony.rows import IGNORE, Row, Trained, encoded
 from gptoss_ft.harmony.vocabulary import END, FIRST_SPECIAL, RETURN, packaged_vocabulary
 
 VOCABULARY = packaged_vocabulary()
@@ -61,9 +61,11 @@ def text_of(panel: Panel) -> str:
 
 
 def ragged(ids: list[int], weights: list[float]) -> Row:
-    """One segment whose tokens all weigh something else."""
-    labels = [token if weight else IGNORE for token, weight in zip(ids, weights, strict=True)]
-    return Row(ids, labels, weights, [Segment("final", "content", 0, len(ids), 1.0)], 1, 0)
+    """A row whose tokens all weigh something else."""
+    pairs = zip(ids, weights, strict=True)
+    messages = [encoded("final", [], [], [], i, weight=1.0, end_weight=w) for i, w in pairs]
+    trained = [Trained(i, i + 1, w, "final") for i, w in enumerate(weights) if w]
+    return Row(messages, [message.ids for message in messages], [2] * len(ids), trained, 1, 0)
 
 
 # ---------------------------------------------------------------- pieces

@@ -117,6 +117,8 @@ def test_parameter_counts_in_the_recipes() -> None:
     low_rank = (lossless - rank_one) * 64 / 63
     assert f"{low_rank:.0f} million parameters of LoRA" in recipes["lossless_20b"]
     assert f"{lossless - low_rank:.0f} million of full tensors" in recipes["lossless_20b"]
+    domain = _parameters(AdapterOptions(["attention", "experts"], r=64))
+    assert f"{domain:.0f} million parameters" in recipes["domain_20b"]
     experts = _parameters(AdapterOptions(["experts"], r=16), layers=36, experts=128)
     assert f"cost {experts / 4:.0f} million" in recipes["lora_120b"]
     assert f"rank 4 is {experts:.0f} million" in recipes["lora_120b"]

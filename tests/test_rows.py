@@ -193,7 +193,7 @@ def test_bare_finals_are_counted() -> None:
 
 def test_every_token_of_a_document_is_trained() -> None:
     text = "Olá <|end|> 🙂\n<|start|>user"
-    row = RENDERER.render_document(Document(text))
+    (row,) = RENDERER.render_document(Document(text))
     assert row.input_ids == row.labels == [*VOCABULARY.encode(text), ENDOFTEXT]
     assert all(token < FIRST_SPECIAL for token in row.input_ids[:-1])
     assert row.loss_weights == [1.0] * len(row.labels)

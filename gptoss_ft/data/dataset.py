@@ -15,7 +15,7 @@ from gptoss_ft.data.mix import Mix, Table, mix
 from gptoss_ft.data.options import DataOptions, SourceOptions, cache_folder
 from gptoss_ft.data.pack import best_fit, pack_rows
 from gptoss_ft.data.read import read_source
-from gptoss_ft.data.render import RenderedSource, render_source
+from gptoss_ft.data.render import RenderedSource, code_version, render_source
 from gptoss_ft.data.rows import parse_chunk
 from gptoss_ft.data.summary import Counts, DataSummary, summarise
 from gptoss_ft.errors import ConfigError, DataError, GptOssFtError, Problem
@@ -113,7 +113,7 @@ def _assemble(rendered: Sequence[RenderedSource], options: DataOptions) -> Prepa
         chosen = Mix(chosen.train, np.arange(count, len(rows)), chosen.duplicates)
     _check_rows_left(chosen, options, summary)
     fingerprint = _fingerprint(rendered, options)
-    packed = cache_folder(options.cache) / "packed" / fingerprint
+    packed = cache_folder(options.cache) / "packed" / f"{fingerprint}-{code_version()}"
     train = _dataset(rows, chosen.train, options, packed / "train.arrow")
     validation = _dataset(rows, chosen.validation, options, packed / "validation.arrow")
     summary.duplicates = chosen.duplicates
@@ -130,8 +130,8 @@ def _table(rendered: Sequence[RenderedSource]) -> Table:
     """The rows of all sources, examples numbered through."""
     source, example, digest, first = [], [], [], 0
     for index, item in enumerate(rendered):
-        source.append(np.full(len(item.rows), index))
-        example.append(_column(item.rows, "example").astype(np.int64) + first)
+        source.append(np.full(len(item.rows), index, dtype=np.int16))
+        example.append(_column(item.rows, "example") + np.int32(first))
         digest.append(_column(item.rows, "digest"))
         first += item.examples
     return Table(np.concatenate(source), np.concatenate(example), np.concatenate(digest))

@@ -50,7 +50,7 @@ def mix(table: Table, options: DataOptions) -> Mix:
     kept, duplicates = _unique(table, drop=options.duplicates == "drop")
     generator = np.random.default_rng(options.seed)
     held_out = _held_out(np.unique(table.example[kept]), options, generator)
-    is_held_out = np.isin(table.example[kept], held_out)
+    is_held_out = _members(table.example[kept], held_out)
     trained = kept[~is_held_out]
     parts = [
         _weighted(table, trained[table.source[trained] == index], source.weight, generator)
@@ -65,7 +65,14 @@ def _unique(table: Table, drop: bool) -> tuple[np.ndarray, int]:
     _, first = np.unique(table.digest[first_row], return_index=True)
     duplicates = len(examples) - len(first)
     rows = np.arange(len(table.example))
-    return (rows[np.isin(table.example, examples[first])] if drop else rows), duplicates
+    return (rows[_members(table.example, examples[first])] if drop else rows), duplicates
+
+
+def _members(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Whether each value is among the chosen ones, bool; a table when there are many of both."""
+    if not len(chosen):
+        return np.zeros(len(values), dtype=bool)
+    return np.isin(values, chosen, kind="table")
 
 
 def _held_out(
@@ -93,6 +100,8 @@ def _weighted(
 ) -> np.ndarray:
     """The rows of a source, all of them `floor(weight)` times and a drawn share once more."""
     whole = math.floor(weight)
+    if weight == whole:
+        return np.tile(rows, whole)
     examples = np.unique(table.example[rows])
     extra = generator.choice(examples, round(len(examples) * (weight - whole)), replace=False)
-    return np.concatenate([np.tile(rows, whole), rows[np.isin(table.example[rows], extra)]])
+    return np.concatenate([np.tile(rows, whole), rows[_members(table.example[rows], extra)]])

@@ -31,7 +31,7 @@ from gptoss_ft.harmony.render import Renderer
 from gptoss_ft.harmony.vocabulary import Vocabulary, load_vocabulary, packaged_vocabulary
 
 # Below this many bytes the work is done before a second process has started.
-PARALLEL_BYTES = 4 * 2**20
+PARALLEL_BYTES = 16 * 2**20
 CHUNKS_IN_FLIGHT = 4
 MAX_PROBLEMS = 10_000
 ROWS, INFO = "rows.arrow", "info.json"
@@ -45,7 +45,7 @@ class RenderedSource:
         rows: memory-mapped, columns of `rows.SCHEMA`; `example` counts the source's examples.
         examples: how many examples there are, kept or not.
         counts: sums over them.
-        fingerprint: sha256 over bytes, options, vocabulary and code.
+        fingerprint: sha256 over bytes, options and vocabulary.
         cached: whether they were rendered before.
     """
 
@@ -88,7 +88,7 @@ def render_source(
     """
     files = source_files(source, hub)
     fingerprint = _fingerprint(source, files, options, vocabulary)
-    folder = cache_folder(options.cache) / "rendered" / fingerprint
+    folder = cache_folder(options.cache) / "rendered" / f"{fingerprint}-{code_version()}"
     cached = bool(files) and (folder / INFO).is_file()
     if not cached:
         size = sum(file.stat().st_size for file in files)
@@ -200,14 +200,13 @@ def _fingerprint(
         "on_too_long": options.on_too_long,
         "without_analysis": options.without_analysis,
         "vocabulary": vocabulary.identity,
-        "code": _code_version(),
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 @lru_cache(maxsize=1)
-def _code_version() -> str:
+def code_version() -> str:
     """Changes with every line of the code that turns files into rows."""
     package = Path(__file__).parents[1]
     files = sorted([*(package / "harmony").rglob("*.py"), *(package / "data").glob("*.py")])
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
+from bisect import bisect_left
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +27,7 @@ from gptoss_ft.harmony.messages import (
     HarmonyText,
     Preference,
 )
-from gptoss_ft.harmony.render import Renderer, Row
+from gptoss_ft.harmony.render import IGNORE, Renderer, Row
 
 # What the model is trained on; the other columns are for splitting and counting.
 SCHEMA = pa.schema(
@@ -72,7 +76,6 @@ class _Columns:
 
     rows: list[Row] = field(default_factory=list)
     examples: list[int] = field(default_factory=list)
-    digests: list[int] = field(default_factory=list)
     is_document: list[bool] = field(default_factory=list)
 
 
@@ -109,6 +112,25 @@ def render_chunk(
     chunk: Chunk, format_name: str, renderer: Renderer, options: DataOptions
 ) -> ChunkResult:
     """Parses, checks and renders the rows of a chunk for supervised fine-tuning."""
+    with _collector_paused():
+        return _render_chunk(chunk, format_name, renderer, options)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Rows are many small objects without cycles; looking for cycles among them costs a fifth."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _render_chunk(
+    chunk: Chunk, format_name: str, renderer: Renderer, options: DataOptions
+) -> ChunkResult:
     counts, columns, problems = Counts(), _Columns(), list[Problem]()
     examples = 0
     for parsed in parse_chunk(chunk, format_name, problems):
@@ -118,10 +140,8 @@ def render_chunk(
         except DataError as error:
             problems += error.problems
             continue
-        digest = _digest(rows)
         columns.rows += rows
         columns.examples += [examples] * len(rows)
-        columns.digests += [digest] * len(rows)
         columns.is_document += [isinstance(parsed.example, Document)] * len(rows)
         examples += 1
     return ChunkResult(_batch(columns), examples, counts, problems, chunk.done)
@@ -139,8 +159,7 @@ def _training_rows(
             Problem(f"this row is {kind}, which sft does not train", parsed.where, mend=mend)
         )
     if isinstance(example, Document):
-        rows = list(_pieces(renderer.render_document(example), options.max_length, counts))
-        effort = ""
+        rows, effort = _document(example, renderer, options, counts), ""
     elif isinstance(example, HarmonyText):
         rows, effort = renderer.render_harmony(example, parsed.where), "unknown"
     else:
@@ -154,6 +173,16 @@ def _training_rows(
     for row in kept:
         counts.count(row, effort)
     return kept
+
+
+def _document(
+    document: Document, renderer: Renderer, options: DataOptions, counts: Counts
+) -> list[Row]:
+    """A document as rows of at most `max_length`."""
+    rows = renderer.render_document(document, options.max_length)
+    if len(rows) > 1:
+        counts.changed[f"documents cut into pieces of max_length={options.max_length}"] += 1
+    return rows
 
 
 def _with_effort(
@@ -176,34 +205,45 @@ def _render(
     if not rows:
         # The parser refuses rows without an answer, so what is left here was weighted away.
         counts.dropped["conversations in which every trained message has weight 0"] += 1
-    if options.on_too_long != "truncate":
+    too_long = any(len(row) > options.max_length for row in rows)
+    if options.on_too_long != "truncate" or not too_long:
         return rows
-    shortened = conversation
-    while any(len(row.input_ids) > options.max_length for row in rows):
-        shorter = without_oldest_turn(shortened)
-        if shorter is None:
-            return rows
-        shortened, rows = shorter, renderer.render(shorter)
-    if shortened is not conversation:
+    shorter = _shortened(conversation, renderer, options.max_length)
+    if shorter:
         counts.changed[f"conversations shortened to max_length={options.max_length}"] += 1
-    return rows
+    return shorter or rows
 
 
-def without_oldest_turn(conversation: Conversation) -> Conversation | None:
-    """Without the first question and everything up to the next; None when there is only one.
+def _shortened(conversation: Conversation, renderer: Renderer, max_length: int) -> list[Row] | None:
+    """The rows without as few of the oldest turns as possible; None when the last is too long."""
+    starts = turn_starts(conversation)
 
-    System and developer messages stay.
-    """
+    def rows_from(turn: int) -> list[Row]:
+        return renderer.render(without_turns_before(conversation, starts[turn]))
+
+    def fits(turn: int) -> bool:
+        return all(len(row) <= max_length for row in rows_from(turn))
+
+    first = bisect_left(range(1, len(starts)), True, key=fits) + 1
+    return rows_from(first) if first < len(starts) else None
+
+
+def turn_starts(conversation: Conversation) -> list[int]:
+    """Indices of the messages that open a turn; a run of user messages is one question."""
     messages = conversation.messages
-    asked = [i for i, message in enumerate(messages) if message.role == "user"]
-    # A run of user messages is one question.
-    starts = [i for i in asked if i == 0 or messages[i - 1].role != "user"]
-    if len(starts) < 2:
-        return None
+    return [
+        i
+        for i, message in enumerate(messages)
+        if message.role == "user" and (i == 0 or messages[i - 1].role != "user")
+    ]
+
+
+def without_turns_before(conversation: Conversation, start: int) -> Conversation:
+    """The conversation from message `start` on; system and developer messages stay."""
     kept = tuple(
         message
-        for i, message in enumerate(messages)
-        if i >= starts[1] or message.role in ("system", "developer")
+        for i, message in enumerate(conversation.messages)
+        if i >= start or message.role in ("system", "developer")
     )
     return replace(conversation, messages=kept)
 
@@ -213,7 +253,7 @@ def _short_enough(
 ) -> Iterator[Row]:
     problems = []
     for row in rows:
-        length = len(row.input_ids)
+        length = len(row)
         if length <= options.max_length:
             yield row
         elif options.on_too_long == "error":
@@ -225,57 +265,52 @@ def _short_enough(
         raise DataError(problems)
 
 
-def _pieces(row: Row, max_length: int, counts: Counts) -> Iterator[Row]:
-    """A document cut into rows of at most `max_length`; the first token of a row is not trained."""
-    if len(row.input_ids) > max_length:
-        counts.changed[f"documents cut into pieces of max_length={max_length}"] += 1
-    for start in range(0, len(row.input_ids), max_length):
-        stop = min(start + max_length, len(row.input_ids))
-        part = slice(start, stop)
-        segments = [
-            segment._replace(
-                start=max(segment.start, start) - start, stop=min(segment.stop, stop) - start
-            )
-            for segment in row.segments
-            if segment.start < stop and segment.stop > start
-        ]
-        yield replace(
-            row,
-            input_ids=row.input_ids[part],
-            labels=row.labels[part],
-            loss_weights=row.loss_weights[part],
-            segments=segments,
-        )
-
-
-def _digest(rows: list[Row]) -> int:
-    """Equal for examples whose rows hold the same tokens and labels."""
-    state = hashlib.blake2b(digest_size=8)
-    for row in rows:
-        state.update(np.asarray(row.input_ids, dtype=np.int32).tobytes())
-        state.update(np.asarray(row.labels, dtype=np.int32).tobytes())
-    return int.from_bytes(state.digest(), "little")
-
-
 def _batch(columns: _Columns) -> pa.RecordBatch:
-    lengths = np.fromiter((len(row.input_ids) for row in columns.rows), np.int32, len(columns.rows))
+    lengths = np.fromiter((len(row) for row in columns.rows), np.int32, len(columns.rows))
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int32)
-
-    def lists(name: str, dtype: type[np.generic]) -> pa.ListArray:
-        flat = np.empty(int(offsets[-1]), dtype=dtype)
-        for row, start, stop in zip(columns.rows, offsets[:-1], offsets[1:], strict=True):
-            flat[start:stop] = getattr(row, name)
-        return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
-
+    # Joining buffers copies memory; converting lists of ids would be the larger part of it all.
+    joined = b"".join([piece for row in columns.rows for piece in row.pieces])
+    ids = np.frombuffer(joined, dtype=np.int32)
+    labels, weights = _labels_and_weights(columns.rows, offsets, ids)
+    lists = [
+        pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+        for values in (ids, labels, weights)
+    ]
+    digests = _digests(columns.examples, offsets, ids, labels)
     return pa.RecordBatch.from_arrays(
         [
-            lists("input_ids", np.int32),
-            lists("labels", np.int32),
-            lists("loss_weights", np.float32),
+            *lists,
             pa.array(lengths),
             pa.array(columns.examples, pa.int32()),
-            pa.array(columns.digests, pa.uint64()),
+            pa.array(digests, pa.uint64()),
             pa.array(columns.is_document, pa.bool_()),
         ],
         schema=SCHEMA,
     )
+
+
+def _labels_and_weights(
+    rows: list[Row], offsets: np.ndarray, ids: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `Row.labels` and `Row.loss_weights` say, for all rows end to end."""
+    labels, weights = np.full_like(ids, IGNORE), np.zeros(len(ids), dtype=np.float32)
+    for row, offset in zip(rows, offsets.tolist(), strict=False):
+        for start, stop, weight, _, label in row.trained:
+            place = slice(offset + start, offset + stop)
+            labels[place] = ids[place] if label is None else label
+            weights[place] = weight
+    return labels, weights
+
+
+def _digests(
+    examples: list[int], offsets: np.ndarray, ids: np.ndarray, labels: np.ndarray
+) -> list[int]:
+    """One number per row, equal for examples whose rows hold the same tokens and labels."""
+    digests: dict[int, int] = {}
+    for example, rows in groupby(range(len(examples)), key=examples.__getitem__):
+        members = list(rows)
+        place = slice(int(offsets[members[0]]), int(offsets[members[-1] + 1]))
+        state = hashlib.blake2b(ids[place].tobytes(), digest_size=8)
+        state.update(labels[place].tobytes())
+        digests[example] = int.from_bytes(state.digest(), "little")
+    return [digests[example] for example in examples]

@@ -49,13 +49,12 @@ class Counts:
     def count(self, row: Row, effort: str) -> None:
         """Counts a row that is kept; `effort` is that of its conversation, empty for text."""
         self.rows += 1
-        self.tokens += len(row.input_ids)
+        self.tokens += len(row)
         self.finals += row.finals
         if row.bare_finals:
             self.bare_finals[effort] += row.bare_finals
-        for segment in row.segments:
-            if segment.weight > 0:
-                self.trained[segment.channel] += segment.stop - segment.start
+        for start, stop, _, channel, _ in row.trained:
+            self.trained[channel] += stop - start
 
 
 @dataclass

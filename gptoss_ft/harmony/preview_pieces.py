@@ -175,7 +175,7 @@ def preview_row(
         kind, label = "kto", example.label
         rows = [renderer.completion(example.prompt, example.completion)]
     elif isinstance(example, Document):
-        kind, rows = "text", [renderer.render_document(example)]
+        kind, rows = "text", renderer.render_document(example)
     elif isinstance(example, HarmonyText):
         rows = renderer.render_harmony(example, where)
     else:

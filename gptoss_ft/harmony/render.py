@@ -31,7 +31,8 @@ from gptoss_ft.harmony.rows import (
     Segment,
     Span,
     build_row,
-    document_row,
+    document_rows,
+    encoded,
     find_spans,
     group_spans,
     history_ids,
@@ -44,6 +45,7 @@ from gptoss_ft.harmony.vocabulary import (
     CALL,
     CHANNEL,
     CONSTRAIN,
+    CONTEXT_TOKENS,
     END,
     ENDOFTEXT,
     MESSAGE,
@@ -75,6 +77,11 @@ class Renderer:
         self.vocabulary = vocabulary
         self.options = options
         self._shared = lru_cache(maxsize=SHARED_TEXTS)(vocabulary.encode)
+        self._opening = lru_cache(maxsize=SHARED_TEXTS)(self._encode_opening)
+        self._said_headers = {
+            channel: [*self._channel(channel), MESSAGE]
+            for channel in ("analysis", "commentary", "final")
+        }
         self._functions = lru_cache(maxsize=SHARED_TEXTS)(_functions_text)
 
     def render(self, conversation: Conversation) -> list[Row]:
@@ -99,9 +106,14 @@ class Renderer:
         messages = [self._spelled(message) for message in read_spelled(example.text, where)]
         return self._rows(messages)
 
-    def render_document(self, document: Document) -> Row:
-        """Plain text as ordinary tokens and `<|endoftext|>`, every one of them trained."""
-        return document_row(self.vocabulary.encode(document.text), ENDOFTEXT)
+    def render_document(self, document: Document, max_length: int = CONTEXT_TOKENS) -> list[Row]:
+        """Plain text as ordinary tokens and `<|endoftext|>`, every one of them trained.
+
+        Args:
+            document: the text.
+            max_length: tokens of a row; longer texts go on in the next one.
+        """
+        return document_rows(self.vocabulary.encode(document.text), ENDOFTEXT, max_length)
 
     def completion(self, prompt: Conversation, completion: Sequence[Message]) -> Row:
         """One row that trains the completion and nothing of the prompt.
@@ -169,16 +181,16 @@ class Renderer:
 
     def _encode_messages(self, messages: Sequence[Message], tools: str) -> list[Encoded]:
         """The messages of a chat; `tools` goes into the first developer message."""
-        encoded: list[Encoded] = []
+        found: list[Encoded] = []
         instructions: list[str] = []
         for message in messages:
             if message.role in ("system", "developer"):
                 instructions.append(message.content)
                 continue
-            encoded += self._developer(instructions, tools)
+            found += self._developer(instructions, tools)
             instructions, tools = [], ""
-            encoded += self._turn(message)
-        return encoded + self._developer(instructions, tools)
+            found += self._turn(message)
+        return found + self._developer(instructions, tools)
 
     def _developer(self, instructions: list[str], tools: str) -> list[Encoded]:
         """One message for a run of system and developer messages; none when there is no text."""
@@ -203,13 +215,13 @@ class Renderer:
                 yield self._called(call, message.weight)
 
     def _whole(self, role: str, content: list[int]) -> Encoded:
-        return Encoded(role, self._opening(role), [MESSAGE], content)
+        return encoded(role, self._opening(role), [MESSAGE], content)
 
     def _result(self, message: Message) -> Encoded:
         """A tool's result, in the channel in which such a tool is called."""
         author = message.name if message.builtin else f"{FUNCTIONS}.{message.name}"
         header = [*self._shared(" to=assistant"), *self._channel(_call_channel(message.builtin))]
-        return Encoded(
+        return encoded(
             "tool",
             self._opening(author),
             [*header, MESSAGE],
@@ -218,10 +230,10 @@ class Renderer:
         )
 
     def _said(self, channel: str, text: str, weight: float) -> Encoded:
-        return Encoded(
+        return encoded(
             channel,
             self._opening("assistant"),
-            [*self._channel(channel), MESSAGE],
+            self._said_headers[channel],
             self.vocabulary.encode(text),
             in_analysis=channel == "analysis",
             weight=weight * self.options.weights.get(channel, 1.0),
@@ -229,15 +241,15 @@ class Renderer:
         )
 
     def _called(self, call: ToolCall, weight: float) -> Encoded:
-        return Encoded(
+        return encoded(
             "tool_call",
             self._opening("assistant"),
             self._call_header(call),
             self.vocabulary.encode(call.arguments),
             CALL,
-            call.builtin,
-            weight * self.options.weights.get("tool_call", 1.0),
-            weight,
+            in_analysis=call.builtin,
+            weight=weight * self.options.weights.get("tool_call", 1.0),
+            end_weight=weight,
         )
 
     def _call_header(self, call: ToolCall) -> list[int]:
@@ -259,18 +271,18 @@ class Renderer:
         header: list[int] = []
         for piece in message.header:
             header += [piece] if isinstance(piece, int) else self._shared(piece)
-        return Encoded(
+        return encoded(
             message.kind,
             self._opening(message.author),
             [*header, MESSAGE],
             self.vocabulary.encode(message.content),
             CALL if message.kind == "tool_call" else END,
-            message.in_analysis,
-            self.options.weights.get(message.kind, 1.0) if message.sampled else 0.0,
-            1.0 if message.sampled else 0.0,
+            in_analysis=message.in_analysis,
+            weight=self.options.weights.get(message.kind, 1.0) if message.sampled else 0.0,
+            end_weight=1.0 if message.sampled else 0.0,
         )
 
-    def _opening(self, author: str) -> list[int]:
+    def _encode_opening(self, author: str) -> list[int]:
         return [START, *self._shared(author)]
 
     def _channel(self, channel: str) -> list[int]:

@@ -14,8 +14,10 @@ format asks for in words, and what comes out when each turn's analysis is droppe
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from gptoss_ft.harmony.options import CHANNELS
@@ -40,50 +42,140 @@ class Segment(NamedTuple):
     weight: float
 
 
-@dataclass(frozen=True)
-class Row:
-    """One training row; three lists of equal length.
-
-    Attributes:
-        input_ids: what the model reads.
-        labels: the token to be predicted at the same position (the model shifts), -100 where
-            nothing is trained. Differs from input_ids where a final ends in the middle of the row:
-            it is read as `<|end|>`, as every later prompt shows it, and trained as `<|return|>`.
-        loss_weights: weight of each label, 0.0 where nothing is trained.
-        segments: what the positions are, in order and without gaps.
-        finals: trained finals in the row.
-        bare_finals: those of them without analysis in the same action.
-    """
-
-    input_ids: list[int]
-    labels: list[int]
-    loss_weights: list[float]
-    segments: list[Segment]
-    finals: int
-    bare_finals: int
-
-
 class Encoded(NamedTuple):
     """One Harmony message, encoded.
 
     Attributes:
         channel: as in `Segment`.
-        opening: `<|start|>` and the author.
-        header: the rest of the header, through `<|message|>`.
-        closing: how history shows its end, `<|end|>` or `<|call|>`.
+        ids: all of it as history shows it, 32-bit; one array for all the rows that it stands in.
+        header: where the rest of the header begins, after `<|start|>` and the author.
+        content: where its content begins.
         in_analysis: whether it stands in the analysis channel, whoever wrote it.
         weight: of header and content when trained.
         end_weight: of the closing token when trained.
     """
 
     channel: str
-    opening: list[int]
-    header: list[int]
-    content: list[int]
-    closing: int = END
+    ids: array[int]
+    header: int
+    content: int
     in_analysis: bool = False
     weight: float = 0.0
     end_weight: float = 0.0
+
+
+def encoded(
+    channel: str,
+    opening: list[int],
+    header: list[int],
+    content: list[int],
+    closing: int = END,
+    *,
+    in_analysis: bool = False,
+    weight: float = 0.0,
+    end_weight: float = 0.0,
+) -> Encoded:
+    """A message from its pieces; history shows its end as `closing`, `<|end|>` or `<|call|>`."""
+    ids = array("i", [*opening, *header, *content, closing])
+    start = len(opening)
+    return Encoded(channel, ids, start, start + len(header), in_analysis, weight, end_weight)
+
+
+class Trained(NamedTuple):
+    """Positions start..stop of a row that are trained with one weight.
+
+    `label` is what a single closing token is trained as; None where labels are the ids.
+    """
+
+    start: int
+    stop: int
+    weight: float
+    channel: str
+    label: int | None = None
+
+
+@dataclass(eq=False)
+class Row:
+    """One training row.
+
+    Ids, labels, weights and segments are worked out when they are asked for, because the data
+    pipeline fills whole columns from `pieces` and `trained` at once.
+
+    Attributes:
+        messages: what stands in it.
+        pieces: their ids as this row shows them.
+        sampled: of each message, whether the model samples none of it (0), all but its opening (1)
+            or all of it (2).
+        trained: what is trained, in order.
+        finals: trained finals in the row.
+        bare_finals: those of them without analysis in the same action.
+    """
+
+    messages: list[Encoded]
+    pieces: list[array[int]]
+    sampled: list[int]
+    trained: list[Trained]
+    finals: int = 0
+    bare_finals: int = 0
+
+    def __len__(self) -> int:
+        """Number of tokens."""
+        return sum(map(len, self.pieces))
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both read and train the same."""
+        if not isinstance(other, Row):
+            return NotImplemented
+        mine, theirs = (
+            (row.input_ids, row.trained, row.segments, row.finals, row.bare_finals)
+            for row in (self, other)
+        )
+        return mine == theirs
+
+    __hash__ = None  # type: ignore[assignment]  # holds arrays
+
+    @cached_property
+    def input_ids(self) -> list[int]:
+        """What the model reads."""
+        return [token for piece in self.pieces for token in piece]
+
+    @cached_property
+    def labels(self) -> list[int]:
+        """The token to be predicted at the same position (the model shifts), -100 for none.
+
+        Differs from `input_ids` where a final ends in the middle of the row: it is read as
+        `<|end|>`, as every later prompt shows it, and trained as `<|return|>`.
+        """
+        labels = [IGNORE] * len(self)
+        for start, stop, _, _, label in self.trained:
+            labels[start:stop] = self.input_ids[start:stop] if label is None else [label]
+        return labels
+
+    @cached_property
+    def loss_weights(self) -> list[float]:
+        """Weight of each label, 0.0 where nothing is trained."""
+        weights = [0.0] * len(self)
+        for start, stop, weight, _, _ in self.trained:
+            weights[start:stop] = [weight] * (stop - start)
+        return weights
+
+    @cached_property
+    def segments(self) -> list[Segment]:
+        """What the positions are, in order and without gaps."""
+        segments, start = [], 0
+        for message, sampled in zip(self.messages, self.sampled, strict=True):
+            weight = message.weight if sampled else 0.0
+            end = start + len(message.ids) - 1
+            for part, first, stop, its_weight in (
+                ("header", start, start + message.header, weight if sampled == 2 else 0.0),
+                ("header", start + message.header, start + message.content, weight),
+                ("content", start + message.content, end, weight),
+                ("end", end, end + 1, message.end_weight if sampled else 0.0),
+            ):
+                if first < stop:
+                    segments.append(Segment(message.channel, part, first, stop, its_weight))
+            start = end + 1
+        return segments
 
 
 class Span(NamedTuple):
@@ -150,35 +242,47 @@ def _kept(messages: Sequence[Encoded], stop: int, boundary: int) -> Iterator[int
 
 def history_ids(messages: Sequence[Encoded], stop: int, boundary: int) -> list[int]:
     """The messages before `stop` as a prompt shows them."""
-    ids: list[int] = []
-    for i in _kept(messages, stop, boundary):
-        message = messages[i]
-        ids += message.opening
-        ids += message.header
-        ids += message.content
-        ids.append(message.closing)
-    return ids
+    return [token for i in _kept(messages, stop, boundary) for token in messages[i].ids.tolist()]
 
 
 def build_row(messages: Sequence[Encoded], spans: Sequence[Span]) -> Row:
     """Everything through the end of the last action; only the actions of `spans` are trained."""
-    writer = _Writer()
-    trained = {i: span for span in spans for i in range(span.first, span.last + 1)}
-    stop = spans[-1].last
-    for i in _kept(messages, stop + 1, spans[-1].boundary):
-        message, span = messages[i], trained.get(i)
-        if span is None:
-            writer.write_untrained(message)
-            continue
-        # The first `<|start|>assistant` of an action is prompt; later ones the model samples.
-        opening_weight = message.weight if i > span.first else 0.0
-        writer.write(message.channel, "header", message.opening, opening_weight)
-        writer.write(message.channel, "header", message.header, message.weight)
-        writer.write(message.channel, "content", message.content, message.weight)
-        label = RETURN if message.channel == "final" else message.closing
-        shown = label if i == stop else message.closing
-        writer.write(message.channel, "end", [shown], message.end_weight, [label])
-    return writer.row(*_count_finals(messages, spans))
+    first_of = {i: span.first for span in spans for i in range(span.first, span.last + 1)}
+    stop, boundary = spans[-1].last, spans[-1].boundary
+    kept = list(_kept(messages, stop + 1, boundary))
+    # The first `<|start|>assistant` of an action is prompt; later ones the model samples.
+    sampled = [0 if i not in first_of else 1 if i == first_of[i] else 2 for i in kept]
+    shown = [messages[i] for i in kept]
+    return Row(
+        shown,
+        [*(message.ids for message in shown[:-1]), _ended(shown[-1])],
+        sampled,
+        _trained_spans(shown, sampled),
+        *_count_finals(messages, spans),
+    )
+
+
+def _trained_spans(messages: Sequence[Encoded], sampled: Sequence[int]) -> list[Trained]:
+    """What is trained of a row's messages, by their weights and how much of them is sampled."""
+    spans: list[Trained] = []
+    start = 0
+    for message, how in zip(messages, sampled, strict=True):
+        stop = start + len(message.ids)
+        if how and message.weight > 0:
+            first = start if how == 2 else start + message.header
+            spans.append(Trained(first, stop - 1, message.weight, message.channel))
+        if how and message.end_weight > 0:
+            label = RETURN if message.channel == "final" else None
+            spans.append(Trained(stop - 1, stop, message.end_weight, message.channel, label))
+        start = stop
+    return spans
+
+
+def _ended(message: Encoded) -> array[int]:
+    """The ids of the message that ends a row: a final is shown as it is trained."""
+    if message.channel != "final":
+        return message.ids
+    return message.ids[:-1] + array("i", [RETURN])
 
 
 def _count_finals(messages: Sequence[Encoded], spans: Sequence[Span]) -> tuple[int, int]:
@@ -192,55 +296,13 @@ def _count_finals(messages: Sequence[Encoded], spans: Sequence[Span]) -> tuple[i
     return len(finals), len(bare)
 
 
-def document_row(content: list[int], end: int) -> Row:
-    """Plain text and the token that ends it, all of it trained."""
-    writer = _Writer()
-    writer.write("text", "content", content, 1.0)
-    writer.write("text", "end", [end], 1.0)
-    return writer.row(0, 0)
+def document_row(ids: list[int]) -> Row:
+    """Plain text, all of it trained."""
+    message = encoded("text", [], [], ids[:-1], ids[-1], weight=1.0, end_weight=1.0)
+    return Row([message], [message.ids], [2], _trained_spans([message], [2]))
 
 
-class _Writer:
-    """Collects the three lists and the segments of one row."""
-
-    def __init__(self) -> None:
-        self.input_ids: list[int] = []
-        self.labels: list[int] = []
-        self.loss_weights: list[float] = []
-        self.segments: list[Segment] = []
-
-    def write(
-        self,
-        channel: str,
-        part: str,
-        ids: list[int],
-        weight: float,
-        labels: list[int] | None = None,
-    ) -> None:
-        start = len(self.input_ids)
-        self.input_ids += ids
-        self.labels += (labels or ids) if weight > 0 else [IGNORE] * len(ids)
-        self.loss_weights += [weight if weight > 0 else 0.0] * len(ids)
-        self.segments.append(Segment(channel, part, start, len(self.input_ids), weight))
-
-    def write_untrained(self, message: Encoded) -> None:
-        """A whole message of the prompt."""
-        channel, start = message.channel, len(self.input_ids)
-        content = start + len(message.opening) + len(message.header)
-        end = content + len(message.content)
-        self.input_ids += message.opening
-        self.input_ids += message.header
-        self.input_ids += message.content
-        self.input_ids.append(message.closing)
-        self.labels += [IGNORE] * (end + 1 - start)
-        self.loss_weights += [0.0] * (end + 1 - start)
-        self.segments += (
-            Segment(channel, "header", start, content, 0.0),
-            Segment(channel, "content", content, end, 0.0),
-            Segment(channel, "end", end, end + 1, 0.0),
-        )
-
-    def row(self, finals: int, bare_finals: int) -> Row:
-        return Row(
-            self.input_ids, self.labels, self.loss_weights, self.segments, finals, bare_finals
-        )
+def document_rows(content: list[int], end: int, max_length: int) -> list[Row]:
+    """A document and the token that ends it, cut into rows of at most `max_length`."""
+    ids = [*content, end]
+    return [document_row(ids[i : i + max_length]) for i in range(0, len(ids), max_length)]
