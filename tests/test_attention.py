@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,20 +10,21 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from attention_oracle import (
+    SCALING,
+    assert_equals_stock,
+    attention_inputs,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stock import load_stock
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import (
-    causal_mask_function,
     eager_mask,
-    sliding_window_causal_mask_function,
 )
-from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
 from gptoss_ft.adapters.trained import attach_trained, trained_layers
-from gptoss_ft.model import attention_cpu, attention_cuda
 from gptoss_ft.model.attention import (
     SINK_ATTENTION,
     register_sink_attention,
@@ -35,70 +35,6 @@ from gptoss_ft.model.attention import (
 from gptoss_ft.model.attention_documents import Documents, documents_of, whole_rows
 from gptoss_ft.model.checkpoint import open_checkpoint
 from gptoss_ft.model.load import load_model
-
-SCALING = 0.125
-Tensors = list[torch.Tensor]
-Kernel = Callable[..., torch.Tensor]
-
-
-def _stock(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    sinks: torch.Tensor,
-    ids: torch.Tensor,
-    window: int | None,
-) -> torch.Tensor:
-    """Stock attention of every document alone, `[batch, heads, length, d]`; zero in padding."""
-    groups = query.shape[1] // key.shape[1]
-    module: Any = SimpleNamespace(sinks=sinks, num_key_value_groups=groups, training=False)
-    rule = causal_mask_function
-    if window is not None:
-        rule = sliding_window_causal_mask_function(window)
-    output = 0 * (query + key.sum() + value.sum() + sinks.sum())  # all padding has gradients too
-    for row in range(ids.shape[0]):
-        for number in ids[row].unique():
-            if number:
-                at = torch.where(ids[row] == number)[0]
-                part = [x[row : row + 1, :, at] for x in (query, key, value)]
-                mask = eager_mask(1, len(at), len(at), mask_function=rule, dtype=query.dtype)
-                out, _ = eager_attention_forward(module, *part, mask, SCALING)
-                output[row, :, at] = out[0].transpose(0, 1)
-    return output
-
-
-def _inputs(
-    batch: int, heads: int, kv_heads: int, length: int, width: int = 16, dtype: Any = torch.float32
-) -> Tensors:
-    """Query, key and value in the memory order of gpt-oss, and sinks near the scores' size."""
-    shapes = [(batch, length, h, width) for h in (heads, kv_heads, kv_heads)]
-    made = [2 * torch.randn(shape, dtype=dtype) for shape in shapes]
-    return [x.transpose(1, 2).requires_grad_() for x in made] + [
-        (2 * torch.randn(heads, dtype=dtype) + 1).requires_grad_()
-    ]
-
-
-def _assert_near(ours: torch.Tensor, theirs: torch.Tensor, name: str) -> None:
-    error = (ours - theirs).norm() / theirs.norm().clamp(min=1e-3)
-    assert error <= 1e-4, f"{name}: {error:.1e}"
-
-
-def _assert_equals_stock(inputs: Tensors, ids: torch.Tensor, window: int | None) -> None:
-    documents = documents_of(ids)
-    assert documents is not None
-    ours = sink_attention(*inputs, documents, SCALING, window)
-    theirs = _stock(*inputs, ids, window)
-    _assert_near(ours, theirs, "output")
-    assert not ours.detach().movedim(1, -1)[ids == 0].any(), "padding has an output"
-    direction = torch.randn_like(ours)
-    gradients = zip(
-        ("query", "key", "value", "sinks"),
-        torch.autograd.grad(ours, inputs, direction),
-        torch.autograd.grad(theirs, inputs, direction),
-        strict=True,
-    )
-    for name, mine, reference in gradients:
-        _assert_near(mine, reference, f"gradient of {name}")
 
 
 @st.composite
@@ -140,8 +76,8 @@ def test_output_and_gradients_equal_stock(
 ) -> None:
     ids, window = case
     torch.manual_seed(seed)
-    inputs = _inputs(ids.shape[0], kv_heads * group, kv_heads, ids.shape[1])
-    _assert_equals_stock(inputs, ids, window if sliding else None)
+    inputs = attention_inputs(ids.shape[0], kv_heads * group, kv_heads, ids.shape[1])
+    assert_equals_stock(inputs, ids, window if sliding else None)
 
 
 @pytest.mark.parametrize("window", [None, 128])
@@ -149,19 +85,21 @@ def test_output_and_gradients_equal_stock(
 def test_lengths_around_the_blocks_of_gpt_oss(length: int, window: int | None) -> None:
     torch.manual_seed(length)
     ids = torch.ones(2, length, dtype=torch.int64)
-    _assert_equals_stock(_inputs(2, 8, 1, length, width=64), ids, window)
+    assert_equals_stock(attention_inputs(2, 8, 1, length, width=64), ids, window)
 
 
 def test_a_wide_window_spans_several_blocks_of_the_kernel() -> None:
     torch.manual_seed(0)
-    _assert_equals_stock(_inputs(1, 2, 1, 1500), torch.ones(1, 1500, dtype=torch.int64), 700)
+    assert_equals_stock(
+        attention_inputs(1, 2, 1, 1500), torch.ones(1, 1500, dtype=torch.int64), 700
+    )
 
 
 @pytest.mark.parametrize("window", [None, 3, 70])
 def test_gradients_by_finite_differences(window: int | None) -> None:
     torch.manual_seed(0)
     length = 5 if window == 3 else 73
-    inputs = _inputs(1, 2, 1, length, width=2, dtype=torch.float64)
+    inputs = attention_inputs(1, 2, 1, length, width=2, dtype=torch.float64)
     ids = torch.ones(1, length, dtype=torch.int64)
     ids[0, -1] = 0
     documents = documents_of(ids)
@@ -174,7 +112,7 @@ def test_gradients_by_finite_differences(window: int | None) -> None:
 def test_sinks_far_from_the_scores(sink: float) -> None:
     """Attention without a sink on one side, no attention at all on the other."""
     torch.manual_seed(0)
-    query, key, value, sinks = _inputs(1, 2, 2, 50)
+    query, key, value, sinks = attention_inputs(1, 2, 2, 50)
     sinks.data.fill_(sink)
     output = sink_attention(query, key, value, sinks, whole_rows(1, 50), SCALING)
     plain = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=SCALING)
@@ -184,7 +122,7 @@ def test_sinks_far_from_the_scores(sink: float) -> None:
 
 
 def test_the_sinks_gradient_has_their_dtype() -> None:
-    query, key, value, sinks = _inputs(1, 4, 2, 30)
+    query, key, value, sinks = attention_inputs(1, 4, 2, 30)
     stored = sinks.detach().bfloat16().requires_grad_()
     sink_attention(query, key, value, stored, whole_rows(1, 30), SCALING).sum().backward()
     assert stored.grad is not None and stored.grad.dtype == torch.bfloat16
@@ -202,8 +140,8 @@ def test_a_document_does_not_see_its_neighbours(window: int | None) -> None:
     documents = documents_of(ids)
     assert documents is not None
     inside = (ids[0] == 2)[:, None]
-    first = _inputs(1, 4, 2, ids.shape[1])
-    other = _inputs(1, 4, 2, ids.shape[1])
+    first = attention_inputs(1, 4, 2, ids.shape[1])
+    other = attention_inputs(1, 4, 2, ids.shape[1])
     mixed = [torch.where(inside, a, b) for a, b in zip(first[:3], other[:3], strict=True)]
     results = []
     for tensors in (first[:3], mixed):
@@ -218,7 +156,7 @@ def test_a_document_does_not_see_its_neighbours(window: int | None) -> None:
 
 
 def test_documents_of_another_shape_are_refused() -> None:
-    inputs = _inputs(1, 2, 2, 8)
+    inputs = attention_inputs(1, 2, 2, 8)
     with pytest.raises(ValueError, match=r"documents of shape \(1, 9\)"):
         sink_attention(*inputs, whole_rows(1, 9), SCALING)
 
@@ -359,7 +297,7 @@ def test_masks_are_documents_only_where_queries_are_keys() -> None:
 def test_without_a_kernel_the_dense_path_gives_the_same(window: int | None) -> None:
     """bfloat16 on a CPU has none; and nobody gets attention weights."""
     torch.manual_seed(0)
-    query, key, value, sinks = _inputs(2, 4, 2, 40)
+    query, key, value, sinks = attention_inputs(2, 4, 2, 40)
     ids = torch.tensor([[0] * 5 + [1] * 20 + [2] * 15, [1] * 30 + [0] * 10])
     documents = documents_of(ids)
     module: Any = SimpleNamespace(sinks=sinks, num_key_value_groups=2, training=True)
@@ -405,7 +343,7 @@ class _Cost(TorchDispatchMode):
 
 
 def _cost(length: int, window: int | None) -> _Cost:
-    query, key, value, sinks = _inputs(1, 4, 2, length, width=8)
+    query, key, value, sinks = attention_inputs(1, 4, 2, length, width=8)
     with _Cost() as cost:
         output = sink_attention(query, key, value, sinks, whole_rows(1, length), SCALING, window)
         output.sum().backward()
@@ -425,97 +363,3 @@ def test_a_full_layer_computes_half_the_square_and_never_stores_it() -> None:
     cost = _cost(4096, None)
     assert cost.pairs <= 2 * 4 * 4096 * 4096 / 2
     assert cost.largest < 4096 * 4096 // 8
-
-
-# --- CUDA -------------------------------------------------------------------------------------
-
-
-def _per_sequence(
-    offsets: torch.Tensor, causal: bool, left: int, right: int
-) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Tokens and seen pairs of every sequence, by the flash kernel's rules."""
-    assert right == 0 and (causal == (left == -1)), "the kernel knows causal or a window"
-    for start, stop in zip(offsets.tolist(), offsets.tolist()[1:], strict=False):
-        distance = torch.arange(stop - start)[:, None] - torch.arange(stop - start)
-        yield slice(start, stop), (distance >= 0) & ((left < 0) | (distance <= left))
-
-
-def _scores(query: Any, key: Any, seen: torch.Tensor, scale: float) -> torch.Tensor:
-    key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-    scores = torch.einsum("ihd,jhd->hij", query, key) * scale
-    return scores.masked_fill(~seen, -torch.inf)
-
-
-def _math_forward(
-    query: Any, key: Any, value: Any, offsets: Any, _: Any, longest: int, __: int,
-    dropout: float, causal: bool, debug: bool, *, scale: float,
-    window_size_left: int, window_size_right: int,
-) -> tuple[torch.Tensor, ...]:  # fmt: skip
-    """`aten._flash_attention_forward` in plain arithmetic."""
-    assert query.is_contiguous() and longest == offsets.diff().max() and not dropout and not debug
-    out, lse = torch.empty_like(query), query.new_empty(query.shape[1], query.shape[0])
-    for at, seen in _per_sequence(offsets, causal, window_size_left, window_size_right):
-        scores = _scores(query[at], key[at], seen, scale)
-        repeated = value[at].repeat_interleave(query.shape[1] // value.shape[1], dim=1)
-        out[at] = torch.einsum("hij,jhd->ihd", scores.softmax(-1), repeated)
-        lse[:, at] = scores.logsumexp(-1)
-    return out, lse, torch.empty(0), torch.empty(0), torch.empty(0)
-
-
-def _math_backward(
-    grad: Any, query: Any, key: Any, value: Any, out: Any, lse: Any, offsets: Any, _: Any,
-    longest: int, __: int, dropout: float, causal: bool, seed: Any, unused: Any, *, scale: float,
-    window_size_left: int, window_size_right: int,
-) -> tuple[torch.Tensor, ...]:  # fmt: skip
-    """`aten._flash_attention_backward` in plain arithmetic: probabilities from the given lse."""
-    assert lse.is_contiguous() and lse.shape == (query.shape[1], query.shape[0])
-    kv_heads, group = key.shape[1], query.shape[1] // key.shape[1]
-    gradients = [torch.empty_like(x) for x in (query, key, value)]
-    for at, seen in _per_sequence(offsets, causal, window_size_left, window_size_right):
-        probability = (_scores(query[at], key[at], seen, scale) - lse[:, at, None]).exp()
-        keys, values = (x[at].repeat_interleave(group, dim=1) for x in (key, value))
-        inner = (grad[at] * out[at]).sum(-1).T[..., None]
-        slope = probability * (torch.einsum("ihd,jhd->hij", grad[at], values) - inner) * scale
-        gradients[0][at] = torch.einsum("hij,jhd->ihd", slope, keys)
-        for total, weights, other in ((1, slope, query), (2, probability, grad)):
-            each = torch.einsum("hij,ihd->jhd", weights, other[at])
-            gradients[total][at] = each.unflatten(1, (kv_heads, group)).sum(2)
-    return tuple(gradients)
-
-
-@pytest.mark.parametrize("window", [None, 20])
-@pytest.mark.parametrize("padded", [False, True])
-def test_cuda_composition_with_the_kernels_in_plain_arithmetic(
-    monkeypatch: pytest.MonkeyPatch, window: int | None, padded: bool
-) -> None:
-    """What surrounds the two flash operators: packing, windows, offsets, log-sum-exp."""
-    monkeypatch.setattr(attention_cuda, "_forward", _math_forward)
-    monkeypatch.setattr(attention_cuda, "_backward", _math_backward)
-    monkeypatch.setattr(attention_cpu, "attend", attention_cuda.attend)
-    monkeypatch.setattr(attention_cpu, "attend_backward", attention_cuda.attend_backward)
-    torch.manual_seed(0)
-    ids = torch.repeat_interleave(torch.tensor([1, 2, 3]), torch.tensor([30, 1, 19]))
-    rows = [ids, ids, torch.ones_like(ids)]
-    if padded:
-        rows += [torch.where(ids == 2, 0, ids), F.pad(ids[:-9], (9, 0)), torch.zeros_like(ids)]
-    _assert_equals_stock(_inputs(len(rows), 4, 2, 50), torch.stack(rows), window)
-
-
-@pytest.mark.parametrize("window", [None, 128])
-@pytest.mark.parametrize("padding", [0, 7])
-def test_cuda_shapes_and_dtypes_on_meta_tensors(window: int | None, padding: int) -> None:
-    """The real operators' signatures, in bfloat16 with float32 sinks."""
-    ids = F.pad(torch.ones(2, 300 - padding, dtype=torch.int64), (0, padding))
-    documents = documents_of(ids)
-    assert documents is not None
-    with torch.device("meta"):
-        query = torch.empty(2, 8, 300, 64, dtype=torch.bfloat16, requires_grad=True)
-        key = torch.empty(2, 1, 300, 64, dtype=torch.bfloat16, requires_grad=True)
-        value = torch.empty(2, 1, 300, 64, dtype=torch.bfloat16, requires_grad=True)
-        sinks = torch.empty(8, requires_grad=True)
-    output = sink_attention(query, key, value, sinks, documents, SCALING, window)
-    assert output.shape == query.shape and output.dtype == torch.bfloat16
-    output.backward(torch.empty_like(output))
-    for leaf in (query, key, value, sinks):
-        assert leaf.grad is not None
-        assert leaf.grad.shape == leaf.shape and leaf.grad.dtype == leaf.dtype
