@@ -57,6 +57,8 @@ test-browser: venv
 
 bench: venv
 	$(BIN)/python benchmarks/render.py
+	$(BIN)/python benchmarks/experts.py
+	$(BIN)/python benchmarks/attention.py
 
 lint: venv
 	$(BIN)/ruff check .
