@@ -33,8 +33,8 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 
 from gptoss_ft.adapters.experts import register_packed_experts
-from gptoss_ft.model.expert_products import Packed, TiledProducts
-from gptoss_ft.model.experts import PackedExperts
+from gptoss_ft.model.expert_products import Packed, TiledProducts, deal
+from gptoss_ft.model.experts import PARTS, PackedExperts
 from gptoss_ft.mxfp4.codec import floor_scales, pack, unpack, unpack_by_table
 from gptoss_ft.mxfp4.kernel import SWITCH, compiled_kernel
 
@@ -52,18 +52,14 @@ class Block(nn.Module):
         return self.experts(*arguments)
 
 
-class DenseProducts(TiledProducts):
-    """The CPU loop on weights that are dense already."""
+def dense_products(dense: dict[int, torch.Tensor]) -> type[TiledProducts]:
+    """The CPU loop on weights that are dense already, by number of parts `[E, out, in]`."""
 
-    def __init__(self, dense: dict[int, torch.Tensor] | None = None) -> None:
-        super().__init__()
-        self.dense = dense or DENSE
+    class DenseProducts(TiledProducts):
+        def _tiles(self, packed: Packed, expert: int) -> Iterator[tuple[slice, torch.Tensor]]:
+            yield slice(0, packed.out), dense[packed.scales.shape[1]][expert]
 
-    def _tiles(self, packed: Packed, expert: int) -> Iterator[tuple[slice, torch.Tensor]]:
-        yield slice(0, packed.out), self.dense[packed.scales.shape[1]][expert]
-
-
-DENSE: dict[int, torch.Tensor] = {}
+    return DenseProducts
 
 
 def build(settings: dict[str, int]) -> tuple[PackedExperts, GptOssExperts, GptOssConfig]:
@@ -188,12 +184,14 @@ def main() -> None:
     weights = logits.softmax(-1).requires_grad_()
     inputs = (torch.randn(tokens, settings["hidden"], requires_grad=True), indices, weights)
     direction = torch.randn(tokens, settings["hidden"])
-    for name, parts in (("gate_up_proj", 2), ("down_proj", 1)):
+    weights_by_parts: dict[int, torch.Tensor] = {}
+    for name, parts in PARTS.items():
         values = unpack(getattr(packed, name), getattr(packed, f"{name}_scales"))
-        DENSE[parts] = values.unflatten(1, (-1, parts)).transpose(1, 2).flatten(1, 2).contiguous()
+        weights_by_parts[parts] = deal(values, parts).flatten(1, 2).contiguous()
     frozen = PackedExperts(config)
     frozen.load_state_dict(packed.state_dict())
-    frozen.products = lambda device: DenseProducts()
+    in_dense = dense_products(weights_by_parts)
+    frozen.products = lambda device: in_dense()
     counts = torch.bincount(indices.flatten(), minlength=settings["experts"]).tolist()
     ours, peft = with_lora(packed, settings["rank"]), with_lora(dense, settings["rank"])
 
@@ -206,7 +204,7 @@ def main() -> None:
         "ours_torch_path": lambda: without_kernel(lambda: saving(True)),
         "ours_recompute": lambda: saving(False),
         "dense_frozen": lambda: step(frozen, inputs, direction),
-        "gemm": bare_products(counts, DENSE),
+        "gemm": bare_products(counts, weights_by_parts),
         "peft": lambda: step(peft, inputs, direction),
     }
     error = largest_error(sides["ours"](), sides["peft"]())
