@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from gptoss_ft import files
+from gptoss_ft.data import render
 from gptoss_ft.data.dataset import ROW_COLUMNS, PreparedData, check_data, prepare
 from gptoss_ft.data.options import DataOptions, SourceOptions
 from gptoss_ft.data.pack import best_fit
@@ -347,6 +349,27 @@ def test_rows_are_remembered_until_something_changes(tmp_path: Path) -> None:
     changed = prepared(path, cache=cache)
     assert not changed.summary.cached
     assert numbers(changed.train) == {"1", "3"}
+
+
+def test_another_run_may_render_the_same_file_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, cache = write(tmp_path / "a.jsonl", [chat(1), chat(2)]), str(tmp_path / "cache")
+    slow, quicker = render._write, []
+
+    def write_slowly(*arguments: Any) -> Any:
+        if not quicker:
+            quicker.append(True)
+            quicker.append(prepared(path, cache=cache))
+        return slow(*arguments)
+
+    # The two would be two processes, with temporary folders of their own.
+    names = iter(("one", "two"))
+    monkeypatch.setattr(files.os, "getpid", lambda: next(names, "later"))
+    monkeypatch.setattr(render, "_write", write_slowly)
+    data = prepared(path, cache=cache)
+    assert data.train.to_dict() == quicker[1].train.to_dict()
+    assert len(list((tmp_path / "cache" / "rendered").iterdir())) == 1
 
 
 def test_nothing_is_remembered_of_a_bad_file(tmp_path: Path) -> None:

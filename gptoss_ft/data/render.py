@@ -92,16 +92,25 @@ def render_source(
     cached = bool(files) and (folder / INFO).is_file()
     if not cached:
         size = sum(file.stat().st_size for file in files)
-        shutil.rmtree(folder, ignore_errors=True)
-        with whole_folder(folder) as temporary:
-            job = _Job(source.format, options, model)
-            results = _rendered(read_source(source, hub), job, vocabulary, size)
-            examples, counts = _write(results, temporary / ROWS, size)
-            info = {"examples": examples, "counts": vars(counts)}
-            (temporary / INFO).write_text(json.dumps(info), encoding="utf-8")
+        job = _Job(source.format, options, model)
+        _keep(folder, _rendered(read_source(source, hub), job, vocabulary, size), size)
     info = json.loads((folder / INFO).read_text(encoding="utf-8"))
     rows = datasets.Dataset.from_file(str(folder / ROWS))
     return RenderedSource(rows, info["examples"], _counts(info["counts"]), fingerprint, cached)
+
+
+def _keep(folder: Path, results: Iterator[ChunkResult], size: int) -> None:
+    """Writes the rows and their counts to `folder`, whole or not at all."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        with whole_folder(folder) as temporary:
+            examples, counts = _write(results, temporary / ROWS, size)
+            info = {"examples": examples, "counts": vars(counts)}
+            (temporary / INFO).write_text(json.dumps(info), encoding="utf-8")
+    except OSError:
+        # Another run may have rendered the same data meanwhile; what it wrote is as good.
+        if not (folder / INFO).is_file():
+            raise
 
 
 def _counts(values: dict[str, object]) -> Counts:
