@@ -46,8 +46,10 @@ demo: venv
 	$(RUN) generate model=$(DEMO)/experts-bf16 $(ANSWERS) out=$(DEMO)/experts-bf16.jsonl min_exact=0.9
 	@echo "demo: both merged models give the trained answers, the base gives none"
 
+# Two processes of one thread each: the tests' matrices are too small to share.
+test: export OMP_NUM_THREADS := 1
 test: venv
-	$(BIN)/python -m pytest -m "not slow and not gpu and not network and not runtime and not browser"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not network and not runtime and not browser"
 
 test-slow: venv
 	$(BIN)/python -m pytest -m slow
