@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernels import require_kernel
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from gptoss_ft.mxfp4 import kernel
@@ -46,16 +47,13 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
     """Both ways of unpacking on a CPU."""
     if request.param == "table":
         monkeypatch.setenv(kernel.SWITCH, "0")
-    elif kernel.compiled_kernel() is None:
-        pytest.skip("no compiler or no AVX2 here")
+    else:
+        require_kernel()
 
 
 @pytest.fixture
 def compiled() -> kernel.Kernel:
-    found = kernel.compiled_kernel()
-    if found is None:
-        pytest.skip("no compiler or no AVX2 here")
-    return found
+    return require_kernel()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -7,6 +7,7 @@ GEMM, or, where it has none, one by one.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -138,7 +139,7 @@ def _mm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return left @ right
 
 
-class _ChunkProducts:
+class _ChunkProducts(ABC):
     """A chunk of experts unpacked at once, in the dtype of the input."""
 
     rank_multiple = 1
@@ -172,8 +173,9 @@ class _ChunkProducts:
     def project_back(self, rows: torch.Tensor, packed: Packed, chunk: Chunk) -> torch.Tensor:
         return self.multiply(rows, self._dense(packed, chunk, rows.dtype), chunk)
 
+    @abstractmethod
     def multiply(self, rows: torch.Tensor, matrices: torch.Tensor, chunk: Chunk) -> torch.Tensor:
-        raise NotImplementedError
+        """As in `Products`."""
 
     def add_product(
         self, y: torch.Tensor, rows: torch.Tensor, matrices: torch.Tensor, chunk: Chunk

@@ -38,7 +38,7 @@ BYTES_PER_THREAD = 1 << 18
 class Kernel:
     """The shared library built from `unpack.c`, loaded."""
 
-    library: ctypes.CDLL
+    functions: ctypes.CDLL
 
     def unpack(self, blocks: torch.Tensor, scales: torch.Tensor, out: torch.Tensor) -> None:
         """Writes the values of packed blocks into `out`, in as many threads as torch uses.
@@ -62,7 +62,7 @@ class Kernel:
             raise ValueError("blocks and scales must be uint8")
         blocks, block_stride = _rows(blocks.flatten(-2))
         scales, scale_stride = _rows(scales)
-        self.library.gptoss_ft_unpack(
+        self.functions.gptoss_ft_unpack(
             blocks.data_ptr(),
             block_stride,
             scales.data_ptr(),
