@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -160,8 +161,6 @@ class DataOptions:
 
 def cache_folder(cache: str) -> Path:
     """The folder of rendered rows, by `DataOptions.cache`."""
-    import os
-
     if cache:
         return Path(cache).expanduser()
     home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()

@@ -18,6 +18,7 @@ from typing import Any
 
 from gptoss_ft.data.options import SourceOptions
 from gptoss_ft.errors import DataError, Problem
+from gptoss_ft.harmony.formats.common import quote
 
 CHUNK_ROWS = 256
 # A chunk is closed early when its rows are long, so that workers stay evenly busy.
@@ -95,8 +96,6 @@ def decode(row: bytes | Mapping[str, Any], where: str) -> Mapping[str, Any]:
     """
     if isinstance(row, Mapping):
         return row
-    from gptoss_ft.harmony.formats.common import quote
-
     try:
         text = row.decode("utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
@@ -160,8 +159,6 @@ def _starts_with_bracket(file: Path) -> bool:
 
 def _array_rows(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """A JSON array of objects; it is read as a whole, JSONL is not."""
-    from gptoss_ft.harmony.formats.common import quote
-
     try:
         values = json.loads(file.read_text(encoding="utf-8-sig"))
     except ValueError as error:
