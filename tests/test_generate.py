@@ -73,7 +73,9 @@ def _scripted(monkeypatch: pytest.MonkeyPatch, texts: dict[str, str]) -> list[Qu
 def test_greedy_answers_equal_stock_transformers(tiny_checkpoint: Path) -> None:
     checkpoint = open_checkpoint(tiny_checkpoint)
     vocabulary = load_vocabulary(checkpoint.path)
-    prompts = [vocabulary.encode("Hello"), vocabulary.encode("A longer prompt than the other")]
+    prompts = [
+        list(vocabulary.encode(text)) for text in ("Hello", "A longer prompt than the other")
+    ]
     questions = [Question("prompt", "", ids, None) for ids in prompts]
     options = GenerateOptions(max_new_tokens=8)
     ours = list(answer_batch(load_model(checkpoint), questions, vocabulary, options))

@@ -55,8 +55,7 @@ def unambiguous(conversation: Conversation) -> Conversation:
         return text.replace("|", "/")
 
     messages = tuple(
-        replace(
-            message,
+        message._replace(
             content=clean(message.content),
             thinking=clean(message.thinking),
             tool_calls=tuple(

@@ -38,7 +38,6 @@ SCHEMA = pa.schema(
         "length": pa.int32(),
         "example": pa.int32(),
         "digest": pa.uint64(),
-        "is_document": pa.bool_(),
     }
 )
 
@@ -76,7 +75,6 @@ class _Columns:
 
     rows: list[Row] = field(default_factory=list)
     examples: list[int] = field(default_factory=list)
-    is_document: list[bool] = field(default_factory=list)
 
 
 def parse_chunk(
@@ -142,7 +140,6 @@ def _render_chunk(
             continue
         columns.rows += rows
         columns.examples += [examples] * len(rows)
-        columns.is_document += [isinstance(parsed.example, Document)] * len(rows)
         examples += 1
     return ChunkResult(_batch(columns), examples, counts, problems, chunk.done)
 
@@ -205,7 +202,7 @@ def _render(
     if not rows:
         # The parser refuses rows without an answer, so what is left here was weighted away.
         counts.dropped["conversations in which every trained message has weight 0"] += 1
-    too_long = any(len(row) > options.max_length for row in rows)
+    too_long = any(row.length > options.max_length for row in rows)
     if options.on_too_long != "truncate" or not too_long:
         return rows
     shorter = _shortened(conversation, renderer, options.max_length)
@@ -222,7 +219,7 @@ def _shortened(conversation: Conversation, renderer: Renderer, max_length: int) 
         return renderer.render(without_turns_before(conversation, starts[turn]))
 
     def fits(turn: int) -> bool:
-        return all(len(row) <= max_length for row in rows_from(turn))
+        return all(row.length <= max_length for row in rows_from(turn))
 
     first = bisect_left(range(1, len(starts)), True, key=fits) + 1
     return rows_from(first) if first < len(starts) else None
@@ -253,7 +250,7 @@ def _short_enough(
 ) -> Iterator[Row]:
     problems = []
     for row in rows:
-        length = len(row)
+        length = row.length
         if length <= options.max_length:
             yield row
         elif options.on_too_long == "error":
@@ -266,7 +263,7 @@ def _short_enough(
 
 
 def _batch(columns: _Columns) -> pa.RecordBatch:
-    lengths = np.fromiter((len(row) for row in columns.rows), np.int32, len(columns.rows))
+    lengths = np.fromiter((row.length for row in columns.rows), np.int32, len(columns.rows))
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int32)
     # Joining buffers copies memory; converting lists of ids would be the larger part of it all.
     joined = b"".join([piece for row in columns.rows for piece in row.pieces])
@@ -283,7 +280,6 @@ def _batch(columns: _Columns) -> pa.RecordBatch:
             pa.array(lengths),
             pa.array(columns.examples, pa.int32()),
             pa.array(digests, pa.uint64()),
-            pa.array(columns.is_document, pa.bool_()),
         ],
         schema=SCHEMA,
     )
@@ -293,12 +289,20 @@ def _labels_and_weights(
     rows: list[Row], offsets: np.ndarray, ids: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """What `Row.labels` and `Row.loss_weights` say, for all rows end to end."""
-    labels, weights = np.full_like(ids, IGNORE), np.zeros(len(ids), dtype=np.float32)
-    for row, offset in zip(rows, offsets.tolist(), strict=False):
-        for start, stop, weight, _, label in row.trained:
-            place = slice(offset + start, offset + stop)
-            labels[place] = ids[place] if label is None else label
-            weights[place] = weight
+    spans = [
+        (offset + start, offset + stop, weight, IGNORE if label is None else label)
+        for row, offset in zip(rows, offsets.tolist(), strict=False)
+        for start, stop, weight, _, label in row.trained
+    ]
+    table = np.array(spans, dtype=np.float64).reshape(-1, 4)
+    bounds = table[:, :2].astype(np.int64)
+    lengths = np.diff(bounds.ravel(), prepend=0, append=len(ids))  # gap, span, …, span, gap
+    values = np.zeros(len(lengths), dtype=np.float32)
+    values[1::2] = table[:, 2]
+    weights = np.repeat(values, lengths)
+    labels = np.where(weights > 0, ids, np.int32(IGNORE))
+    renamed = table[:, 3] != IGNORE
+    labels[bounds[renamed, 0]] = table[renamed, 3]
     return labels, weights
 
 

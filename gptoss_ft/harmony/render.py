@@ -9,6 +9,7 @@ Source: the Harmony response format (OpenAI); ids equal openai-harmony's.
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -56,6 +57,7 @@ from gptoss_ft.harmony.vocabulary import (
 __all__ = ["IGNORE", "Action", "RenderOptions", "Renderer", "Row", "Segment"]
 
 SHARED_TEXTS = 512
+NO_HEADER = array("i", [MESSAGE])
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,10 @@ class Renderer:
         self.vocabulary = vocabulary
         self.options = options
         self._shared = lru_cache(maxsize=SHARED_TEXTS)(vocabulary.encode)
+        self._block = lru_cache(maxsize=SHARED_TEXTS)(self._encode_block)
         self._opening = lru_cache(maxsize=SHARED_TEXTS)(self._encode_opening)
         self._said_headers = {
-            channel: [*self._channel(channel), MESSAGE]
+            channel: array("i", [*self._channel(channel), MESSAGE])
             for channel in ("analysis", "commentary", "final")
         }
         self._functions = lru_cache(maxsize=SHARED_TEXTS)(_functions_text)
@@ -145,7 +148,7 @@ class Renderer:
         actions = []
         for span in self._chosen(messages):
             row = build_row(messages, [span])
-            prompt = history_ids(messages, span.first, span.boundary) + opening
+            prompt = [*history_ids(messages, span.first, span.boundary), *opening]
             at = len(prompt)
             actions.append(Action(prompt, row.input_ids[at:], row.loss_weights[at:]))
         return actions
@@ -155,7 +158,7 @@ class Renderer:
         messages = self._encode(conversation)
         stop = len(messages)
         history = history_ids(messages, stop, last_final(messages, stop))
-        return history + self._opening("assistant")
+        return [*history, *self._opening("assistant")]
 
     def _rows(self, messages: list[Encoded]) -> list[Row]:
         spans = [span for span in self._chosen(messages) if trains(messages, span)]
@@ -176,8 +179,7 @@ class Renderer:
             self.options, effort, bool(conversation.tools), conversation.builtin_tools
         )
         tools = self._functions(_tools_key(conversation.tools)) if conversation.tools else ""
-        system = self._whole("system", self._shared(text))
-        return [system, *self._encode_messages(conversation.messages, tools)]
+        return [self._block("system", text), *self._encode_messages(conversation.messages, tools)]
 
     def _encode_messages(self, messages: Sequence[Message], tools: str) -> list[Encoded]:
         """The messages of a chat; `tools` goes into the first developer message."""
@@ -197,14 +199,14 @@ class Renderer:
         if not instructions and not tools:
             return []
         text = developer_text("\n\n".join(part for part in instructions if part), tools)
-        return [self._whole("developer", self._shared(text))] if text else []
+        return [self._block("developer", text)] if text else []
 
     def _turn(self, message: Message) -> Iterator[Encoded]:
         """One chat message; an assistant's becomes analysis, preamble or final, and calls."""
         if message.role == "tool":
             yield self._result(message)
         elif message.role != "assistant":
-            yield self._whole(message.role, self.vocabulary.encode(message.content))
+            yield self._encode_block(message.role, message.content)
         else:
             if message.thinking:
                 yield self._said("analysis", message.thinking, message.weight)
@@ -214,8 +216,8 @@ class Renderer:
             for call in message.tool_calls:
                 yield self._called(call, message.weight)
 
-    def _whole(self, role: str, content: list[int]) -> Encoded:
-        return encoded(role, self._opening(role), [MESSAGE], content)
+    def _encode_block(self, role: str, text: str) -> Encoded:
+        return encoded(role, self._opening(role), NO_HEADER, self.vocabulary.encode(text))
 
     def _result(self, message: Message) -> Encoded:
         """A tool's result, in the channel in which such a tool is called."""
@@ -224,7 +226,7 @@ class Renderer:
         return encoded(
             "tool",
             self._opening(author),
-            [*header, MESSAGE],
+            array("i", [*header, MESSAGE]),
             self.vocabulary.encode(message.content),
             in_analysis=message.builtin,
         )
@@ -252,7 +254,7 @@ class Renderer:
             end_weight=weight,
         )
 
-    def _call_header(self, call: ToolCall) -> list[int]:
+    def _call_header(self, call: ToolCall) -> array[int]:
         channel = _call_channel(call.builtin)
         to = f" to={call.name}" if call.builtin else f" to={FUNCTIONS}.{call.name}"
         if self.options.tool_call_header == "role":
@@ -265,7 +267,7 @@ class Renderer:
             header += [*self._shared(" "), CONSTRAIN, *self._shared("json")]
         elif self.options.constrain == "text":
             header += self._shared(" json")
-        return [*header, MESSAGE]
+        return array("i", [*header, MESSAGE])
 
     def _spelled(self, message: SpelledMessage) -> Encoded:
         header: list[int] = []
@@ -274,7 +276,7 @@ class Renderer:
         return encoded(
             message.kind,
             self._opening(message.author),
-            [*header, MESSAGE],
+            array("i", [*header, MESSAGE]),
             self.vocabulary.encode(message.content),
             CALL if message.kind == "tool_call" else END,
             in_analysis=message.in_analysis,
@@ -282,8 +284,8 @@ class Renderer:
             end_weight=1.0 if message.sampled else 0.0,
         )
 
-    def _encode_opening(self, author: str) -> list[int]:
-        return [START, *self._shared(author)]
+    def _encode_opening(self, author: str) -> array[int]:
+        return array("i", [START, *self._shared(author)])
 
     def _channel(self, channel: str) -> list[int]:
         return [CHANNEL, *self._shared(channel)]

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -66,9 +66,9 @@ class Encoded(NamedTuple):
 
 def encoded(
     channel: str,
-    opening: list[int],
-    header: list[int],
-    content: list[int],
+    opening: array[int],
+    header: array[int],
+    content: array[int],
     closing: int = END,
     *,
     in_analysis: bool = False,
@@ -76,7 +76,8 @@ def encoded(
     end_weight: float = 0.0,
 ) -> Encoded:
     """A message from its pieces; history shows its end as `closing`, `<|end|>` or `<|call|>`."""
-    ids = array("i", [*opening, *header, *content, closing])
+    ids = opening + header + content
+    ids.append(closing)
     start = len(opening)
     return Encoded(channel, ids, start, start + len(header), in_analysis, weight, end_weight)
 
@@ -109,6 +110,7 @@ class Row:
         trained: what is trained, in order.
         finals: trained finals in the row.
         bare_finals: those of them without analysis in the same action.
+        length: number of tokens.
     """
 
     messages: list[Encoded]
@@ -117,10 +119,14 @@ class Row:
     trained: list[Trained]
     finals: int = 0
     bare_finals: int = 0
+    length: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.length = sum(map(len, self.pieces))
 
     def __len__(self) -> int:
         """Number of tokens."""
-        return sum(map(len, self.pieces))
+        return self.length
 
     def __eq__(self, other: object) -> bool:
         """Whether both read and train the same."""
@@ -296,13 +302,14 @@ def _count_finals(messages: Sequence[Encoded], spans: Sequence[Span]) -> tuple[i
     return len(finals), len(bare)
 
 
-def document_row(ids: list[int]) -> Row:
+def document_row(ids: array[int]) -> Row:
     """Plain text, all of it trained."""
-    message = encoded("text", [], [], ids[:-1], ids[-1], weight=1.0, end_weight=1.0)
+    nothing = array("i")
+    message = encoded("text", nothing, nothing, ids[:-1], ids[-1], weight=1.0, end_weight=1.0)
     return Row([message], [message.ids], [2], _trained_spans([message], [2]))
 
 
-def document_rows(content: list[int], end: int, max_length: int) -> list[Row]:
+def document_rows(content: array[int], end: int, max_length: int) -> list[Row]:
     """A document and the token that ends it, cut into rows of at most `max_length`."""
-    ids = [*content, end]
+    ids = array("i", [*content, end])
     return [document_row(ids[i : i + max_length]) for i in range(0, len(ids), max_length)]

@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import importlib.resources
 import json
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -58,6 +59,7 @@ TOKENIZER_JSON_SHA256 = "0614fe83cadab421296e664e1f48f4261fa8fef6e03e63bb75c20f3
 # what a piece is cut into, so a different list is another tokenizer.
 MERGES_SHA256 = "fbb4bf8ec1a0dec603d12b4f4f7ff2939ff6ae1a8d94e6df0380b74b1c90f66f"
 
+NO_SPECIALS: frozenset[str] = frozenset()
 O200K_PATTERN = "|".join(
     (
         r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
@@ -79,12 +81,12 @@ class Vocabulary:
 
     Attributes:
         identity: equal for two vocabularies when they cut text alike; goes into fingerprints.
-        encode: ordinary-text BPE; never returns a special id, whatever the text spells.
+        encode: ordinary-text BPE to 32-bit ids; never a special one, whatever the text spells.
         decode: ids to text; special ids show as their names, broken UTF-8 as U+FFFD.
     """
 
     identity: str
-    encode: Callable[[str], list[int]]
+    encode: Callable[[str], array[int]]
     decode: Callable[[Sequence[int]], str]
 
 
@@ -263,7 +265,14 @@ def _released_vocabulary(ranks: dict[bytes, int]) -> Vocabulary:
     encoding = tiktoken.Encoding(
         "o200k_harmony", pat_str=O200K_PATTERN, mergeable_ranks=ranks, special_tokens=specials
     )
-    return Vocabulary(f"o200k_harmony:{RANKS_SHA256}", encoding.encode_ordinary, encoding.decode)
+    encode = partial(_encode_released, encoding)
+    return Vocabulary(f"o200k_harmony:{RANKS_SHA256}", encode, encoding.decode)
+
+
+def _encode_released(encoding: tiktoken.Encoding, text: str) -> array[int]:
+    # What `encode_to_numpy` does, without the way through NumPy. Nothing is allowed, so the names
+    # of special tokens are text.
+    return array("i", bytes(encoding._core_bpe.encode_to_tiktoken_buffer(text, NO_SPECIALS)))
 
 
 def _backend_vocabulary(text: bytes, tokenizer: dict[str, Any], path: Path) -> Vocabulary:
@@ -285,8 +294,8 @@ def _backend_vocabulary(text: bytes, tokenizer: dict[str, Any], path: Path) -> V
     )
 
 
-def _encode_with_backend(backend: tokenizers.Tokenizer, text: str) -> list[int]:
-    return backend.encode(text, add_special_tokens=False).ids
+def _encode_with_backend(backend: tokenizers.Tokenizer, text: str) -> array[int]:
+    return array("i", backend.encode(text, add_special_tokens=False).ids)
 
 
 def _decode_with_backend(backend: tokenizers.Tokenizer, ids: Sequence[int]) -> str:

@@ -54,6 +54,8 @@ IGNORED_KEYS = (
     "status",
     "index",
 )
+# All that most messages have: nothing about their keys needs to be looked at.
+PLAIN_KEYS = {"role", "content"}
 ROLE_LIST = ", ".join(ROLES)
 
 
@@ -105,10 +107,9 @@ def _message(raw: Any, key: str, state: RowState, use: Use) -> Message | None:
         state.refuse("a message is not an object", key, raw, 'write {"role": …, "content": …}')
         return None
     before = len(state.problems)
-    check_keys(raw, MESSAGE_KEYS, IGNORED_KEYS, key, state)
-    for name, mend in CONTENT_ELSEWHERE.items():
-        if raw.get(name) is not None:
-            state.refuse(f"`{name}` is not read", f"{key}.{name}", raw[name], mend)
+    is_plain = raw.keys() <= PLAIN_KEYS
+    if not is_plain:
+        _check_keys(raw, key, state)
     role = raw.get("role")
     if role not in ROLES:
         _refuse_role(role, key, state)
@@ -121,7 +122,8 @@ def _message(raw: Any, key: str, state: RowState, use: Use) -> Message | None:
             what = "the assistant message has no content, no thinking and no tool_calls"
             state.refuse(what, key, mend="write its answer as `content`, or delete the message")
         return message
-    _refuse_assistant_keys(raw, role, key, state)
+    if not is_plain:
+        _refuse_assistant_keys(raw, role, key, state)
     if content is None:
         if raw.get("content") is None:
             what = f"the {role} message has no content"
@@ -129,6 +131,13 @@ def _message(raw: Any, key: str, state: RowState, use: Use) -> Message | None:
         return None
     name, builtin = result_of(raw, key, state) if role == "tool" else ("", False)
     return Message(role, content, name=name, builtin=builtin)
+
+
+def _check_keys(raw: Mapping[str, Any], key: str, state: RowState) -> None:
+    check_keys(raw, MESSAGE_KEYS, IGNORED_KEYS, key, state)
+    for name, mend in CONTENT_ELSEWHERE.items():
+        if raw.get(name) is not None:
+            state.refuse(f"`{name}` is not read", f"{key}.{name}", raw[name], mend)
 
 
 def _refuse_role(role: Any, key: str, state: RowState) -> None:

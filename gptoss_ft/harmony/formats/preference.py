@@ -133,7 +133,7 @@ def _implicit(
 
 
 def _untrained(message: Message) -> Message:
-    return replace(message, weight=0.0) if message.role == "assistant" else message
+    return message._replace(weight=0.0) if message.role == "assistant" else message
 
 
 def _prompt_length(left: Sequence[Placed], right: Sequence[Placed]) -> int:
@@ -160,7 +160,7 @@ def _prompt_length(left: Sequence[Placed], right: Sequence[Placed]) -> int:
 def _unnumbered(message: Message) -> Message:
     """Without the ids of calls and without the weight: neither is rendered."""
     calls = tuple(replace(call, id="") for call in message.tool_calls)
-    return replace(message, tool_calls=calls, weight=1.0)
+    return message._replace(tool_calls=calls, weight=1.0)
 
 
 def _preference(

@@ -7,7 +7,6 @@ Reasoning, message and calls that follow each other are one assistant message he
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from gptoss_ft.harmony.formats.chat import check_turns
@@ -99,7 +98,7 @@ class _Reader:
         last = self.placed[-1].message if self.placed else None
         waits = last is not None and last.role == "assistant" and not last.content
         if last is not None and waits and not last.tool_calls and not message.thinking:
-            message = replace(message, thinking=last.thinking)
+            message = message._replace(thinking=last.thinking)
             self.placed[-1] = Placed(key, message)
         else:
             self.placed.append(Placed(key, message))
@@ -129,7 +128,7 @@ class _Reader:
             if same or not (message.content or message.tool_calls):
                 calls = (*message.tool_calls, call)
                 weight = message.weight if same else weight
-                joined = replace(message, tool_calls=calls, weight=weight)
+                joined = message._replace(tool_calls=calls, weight=weight)
                 self.placed[-1] = Placed(last.place, joined)
                 return
         self.placed.append(Placed(key, Message("assistant", tool_calls=(call,), weight=weight)))

@@ -7,7 +7,6 @@ Thinking in `<think>…</think>` before an answer becomes the analysis. Calls ar
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from gptoss_ft.harmony.formats.chat import check_turns, read_messages
@@ -135,7 +134,7 @@ class _Reader:
             last, message = self.placed[-1]
             joins = message.role == "assistant" and not message.tool_calls
             if joins and raw.get("weight") in (None, message.weight):
-                self.placed[-1] = Placed(last, replace(message, tool_calls=calls))
+                self.placed[-1] = Placed(last, message._replace(tool_calls=calls))
                 return
         self.placed.append(Placed(key, Message("assistant", tool_calls=calls, weight=weight)))
 

@@ -35,6 +35,10 @@ FLAT_TOOL_MEND = 'write {"type": "function", "name": …, "parameters": {…}}'
 CALL_MEND = 'write [{"id": …, "type": "function", "function": {"name": …, "arguments": {…}}}]'
 
 
+# Made once: `json.dumps` builds an encoder for every call.
+COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
 def read_tools(
     row: Mapping[str, Any], state: RowState, *, flat: bool = False, key: str = "tools"
 ) -> tuple[ToolSpec, ...]:
@@ -145,7 +149,7 @@ def _has_filled_nulls(schema: Any) -> bool:
 def _dumped(value: Any) -> str | None:
     """Compact JSON, the way the model itself writes it; None for what JSON cannot hold."""
     try:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        return COMPACT.encode(value)
     except (TypeError, ValueError, RecursionError):
         return None
 
