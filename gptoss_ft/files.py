@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+_LEFTOVER = re.compile(r"\..+\.tmp\d+")
 
 
 @contextmanager
@@ -36,17 +39,46 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had our number
     temporary.mkdir()
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            _fsync(file)
         if path.is_dir():
             path.rmdir()
-        temporary.replace(path)
-        _fsync(path.parent)
+        settle_folder(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def settle_folder(temporary: Path, path: Path) -> None:
+    """Flushes a finished folder to the disk and renames it to `path`, where nothing may be."""
+    for file in (*temporary.rglob("*"), temporary):
+        _fsync(file)
+    temporary.replace(path)
+    _fsync(path.parent)
+
+
+def discard_folder(path: Path) -> None:
+    """Removes a folder; if that is interrupted, what is left is not under its name."""
+    doomed = path.with_name(f".{path.name}.tmp{os.getpid()}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    path.replace(doomed)
+    shutil.rmtree(doomed)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Files and folders in `folder` that a killed process of this package left unfinished."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return [path for path in found if _LEFTOVER.fullmatch(path.name)]
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes `leftovers`; to be called where no other process is writing."""
+    for path in leftovers(folder):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _fsync(path: Path) -> None:

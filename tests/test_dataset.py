@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
@@ -18,12 +17,11 @@ from gptoss_ft import files
 from gptoss_ft.data import render
 from gptoss_ft.data.dataset import ROW_COLUMNS, PreparedData, check_data, prepare
 from gptoss_ft.data.options import DataOptions, SourceOptions
-from gptoss_ft.data.pack import best_fit
 from gptoss_ft.errors import ConfigError, DataError
 from gptoss_ft.harmony.formats.chat import parse_openai_chat
 from gptoss_ft.harmony.options import RenderOptions
 from gptoss_ft.harmony.render import IGNORE, Renderer
-from gptoss_ft.harmony.vocabulary import ENDOFTEXT, packaged_vocabulary
+from gptoss_ft.harmony.vocabulary import packaged_vocabulary
 
 VOCABULARY = packaged_vocabulary()
 
@@ -43,7 +41,8 @@ def write(path: Path, rows: Sequence[Any]) -> str:
 
 
 def prepared(path: str, **keys: Any) -> PreparedData:
-    options = DataOptions(path=path, **keys)
+    """Rows one by one; packing has tests of its own."""
+    options = DataOptions(path=path, packing=False, **keys)
     return prepare(options, VOCABULARY)
 
 
@@ -214,7 +213,7 @@ def test_sources_are_seen_as_often_as_they_weigh(tmp_path: Path) -> None:
         )
         for name, first, w in (("a", 0, 1.0), ("b", 100, 0.5), ("c", 200, 2.3))
     ]
-    options = DataOptions(sources=sources, validation_count=3)
+    options = DataOptions(sources=sources, validation_count=3, packing=False)
     data = prepare(options, VOCABULARY)
     texts = [VOCABULARY.decode(ids) for ids in data.train["input_ids"]]
     seen = Counter(text.rsplit("question ")[-1].split(".")[0] for text in texts)
@@ -280,48 +279,6 @@ def test_conversations_without_analysis(tmp_path: Path) -> None:
     summary = prepared(path, without_analysis="low").summary
     assert summary.bare_finals == {"low": 1, "high": 1}
     assert any("1 of 3" in line and "effort high" in line for line in summary.lines())
-
-
-def test_documents_are_cut_packed_and_fully_trained(tmp_path: Path) -> None:
-    texts = [f"document {i} " + "word " * (10 * i) for i in range(1, 18)]
-    texts += ["long " + "word " * 500]
-    path = write(tmp_path / "a.jsonl", [{"text": text} for text in texts])
-    data = prepared(path, max_length=200)
-    rows = list(data.train)
-    lengths = [sum(row["documents"]) for row in rows]
-    assert all(
-        length == len(row["input_ids"]) <= 200 for length, row in zip(lengths, rows, strict=True)
-    )
-    assert sum(lengths) == data.summary.tokens
-    assert sum(lengths) / (200 * len(rows)) > 0.9, "packed tightly"
-    for row in rows:
-        starts = {0, *np.cumsum(row["documents"]).tolist()}
-        for position, (token, label) in enumerate(
-            zip(row["input_ids"], row["labels"], strict=True)
-        ):
-            assert label == (IGNORE if position in starts else token)
-            assert row["loss_weights"][position] == float(position not in starts)
-    ends = sum(ids.count(ENDOFTEXT) for ids in data.train["input_ids"])
-    assert ends == len(texts)
-    assert data.summary.changed == {"documents cut into pieces of max_length=200": 1}
-
-    mixed = DataOptions(
-        sources=[SourceOptions(path), SourceOptions(write(tmp_path / "b.jsonl", [chat(1)]))],
-        max_length=200,
-    )
-    both = prepare(mixed, VOCABULARY).train
-    assert len(both) == len(rows) + 1
-    assert [len(row["input_ids"]) for row in both] == [sum(row["documents"]) for row in both]
-
-
-def test_best_fit_is_full_and_never_over() -> None:
-    generator = np.random.default_rng(0)
-    lengths = np.minimum(generator.lognormal(5.7, 0.9, 5000).astype(int) + 1, 2048)
-    bins = best_fit(lengths, 2048)
-    assert sorted(index for members in bins for index in members) == list(range(5000))
-    sums = [lengths[members].sum() for members in bins]
-    assert max(sums) <= 2048
-    assert lengths.sum() / (2048 * len(bins)) > 0.99
 
 
 def test_processes_give_the_rows_of_one(tmp_path: Path) -> None:

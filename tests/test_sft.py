@@ -56,7 +56,7 @@ def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _options(base: Path, chats: Path, output: Path, **settings: Any) -> TrainOptions:
     trainer = TRAINER | settings.pop("trainer", {})
-    data = DataOptions(path=str(chats), **settings.pop("data", {}))
+    data = DataOptions(path=str(chats), **{"packing": False, **settings.pop("data", {})})
     return TrainOptions(
         **{
             "name": "run",

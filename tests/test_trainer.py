@@ -9,16 +9,13 @@ import datasets
 import pytest
 import torch
 from peft import PeftModel
+from small_trainer import adapted, settings_for, tokenizer_in, trainer_on
 from stock import load_stock
 from trl import SFTConfig, SFTTrainer
 
-from gptoss_ft.adapters.model import AdaptedModel, AdapterInfo, add_adapter
-from gptoss_ft.adapters.options import AdapterOptions
 from gptoss_ft.data.collate import Collator
 from gptoss_ft.model.checkpoint import open_checkpoint
-from gptoss_ft.model.load import load_model
 from gptoss_ft.model.tiny import TinyOptions, write_tiny
-from gptoss_ft.train.trainer import WeightedSFTTrainer
 
 IGNORE = -100
 
@@ -49,61 +46,6 @@ def _rows(count: int, seed: int = 0, weighted: bool = False) -> datasets.Dataset
     return datasets.Dataset.from_list(rows)
 
 
-def _adapted(base: Path, kinds: list[str] | None = None) -> AdaptedModel:
-    torch.manual_seed(0)
-    options = AdapterOptions(kinds or ["attention", "experts"], r=8, expert_r=4, alpha=16)
-    model = add_adapter(load_model(open_checkpoint(base)), options, AdapterInfo((), "", ""))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.05)
-    return model
-
-
-def _settings(out: Path, **settings: Any) -> dict[str, Any]:
-    return {
-        "output_dir": str(out),
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "report_to": "none",
-        "save_strategy": "no",
-        "logging_steps": 1,
-        "disable_tqdm": True,
-        "dataset_kwargs": {"skip_prepare_dataset": True},
-        "max_length": None,
-        "router_aux_loss_coef": 0.0,
-        "learning_rate": 1e-2,
-        "lr_scheduler_type": "constant",
-        **settings,
-    }
-
-
-def _trainer(
-    model: AdaptedModel, rows: datasets.Dataset, out: Path, **settings: Any
-) -> WeightedSFTTrainer:
-    return WeightedSFTTrainer(
-        model=model,
-        args=SFTConfig(**_settings(out, **settings)),
-        train_dataset=rows,
-        eval_dataset=rows,
-        processing_class=_tokenizer(out),
-        data_collator=Collator(),
-    )
-
-
-def _tokenizer(out: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    from gptoss_ft.harmony.vocabulary import write_tokenizer_files
-
-    folder = out / "tokenizer"
-    if not folder.exists():
-        folder.mkdir(parents=True)
-        write_tokenizer_files(folder)
-    return AutoTokenizer.from_pretrained(folder)
-
-
 def _losses(trainer: SFTTrainer) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
@@ -127,17 +69,19 @@ def test_three_steps_equal_trls_trainer_on_the_stock_model(base: Path, tmp_path:
         "optim": "adamw_torch",
         "adam_epsilon": 1e-4,  # keeps AdamW's division from blowing up float32 noise
     }
-    model = _adapted(base)
+    model = adapted(base)
     model.save_pretrained(str(tmp_path / "start"))
-    ours = _trainer(model, rows, tmp_path / "ours", **settings)
+    ours = trainer_on(model, rows, tmp_path / "ours", **settings)
     ours.train()
 
     stock = PeftModel.from_pretrained(load_stock(base), tmp_path / "start", is_trainable=True)
     theirs = SFTTrainer(
         model=stock,
-        args=SFTConfig(**_settings(tmp_path / "theirs", **settings), remove_unused_columns=False),
+        args=SFTConfig(
+            **settings_for(tmp_path / "theirs", **settings), remove_unused_columns=False
+        ),
         train_dataset=rows,
-        processing_class=_tokenizer(tmp_path / "ours"),
+        processing_class=tokenizer_in(tmp_path / "ours"),
         data_collator=_stock_collator,
     )
     theirs.train()
@@ -154,8 +98,8 @@ def test_batch_split_and_accumulation_do_not_change_a_step(
     rows = _rows(8, weighted=weighted)
     results = []
     for batch, accumulation in ((8, 1), (4, 2), (1, 8)):
-        model = _adapted(base)
-        trainer = _trainer(
+        model = adapted(base)
+        trainer = trainer_on(
             model,
             rows,
             tmp_path / f"{batch}",
@@ -167,7 +111,7 @@ def test_batch_split_and_accumulation_do_not_change_a_step(
         )
         trainer.train()
         results.append((_losses(trainer), _trained(model)))
-    start = _trained(_adapted(base))
+    start = _trained(adapted(base))
     for losses, tensors in results[1:]:
         assert losses == pytest.approx(results[0][0], rel=1e-5)
         for name, tensor in tensors.items():
@@ -177,9 +121,9 @@ def test_batch_split_and_accumulation_do_not_change_a_step(
 
 def test_evaluation_loss_is_a_mean_over_all_trained_weight(base: Path, tmp_path: Path) -> None:
     rows = _rows(7, weighted=True)
-    model = _adapted(base)
+    model = adapted(base)
     found = [
-        _trainer(model, rows, tmp_path / f"{batch}", per_device_eval_batch_size=batch).evaluate()
+        trainer_on(model, rows, tmp_path / f"{batch}", per_device_eval_batch_size=batch).evaluate()
         for batch in (1, 3, 7)
     ]
     with torch.no_grad():
@@ -194,7 +138,7 @@ def test_evaluation_loss_is_a_mean_over_all_trained_weight(base: Path, tmp_path:
 
 def test_logs_count_tokens_and_trained_tokens(base: Path, tmp_path: Path) -> None:
     rows = _rows(4)
-    trainer = _trainer(_adapted(base), rows, tmp_path, per_device_train_batch_size=4, max_steps=1)
+    trainer = trainer_on(adapted(base), rows, tmp_path, per_device_train_batch_size=4, max_steps=1)
     trainer.train()
     (entry,) = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert entry["tokens"] == sum(len(ids) for ids in rows["input_ids"])
@@ -207,8 +151,8 @@ def test_the_auxiliary_loss_is_off_unless_set(base: Path, tmp_path: Path) -> Non
     rows = _rows(4)
     losses = {}
     for coefficient in (0.0, 0.9):
-        model = _adapted(base, ["router"])
-        trainer = _trainer(
+        model = adapted(base, ["router"])
+        trainer = trainer_on(
             model,
             rows,
             tmp_path / str(coefficient),
@@ -230,8 +174,8 @@ def test_gradient_checkpointing_through_the_trainer(base: Path, tmp_path: Path) 
     rows = _rows(4)
     losses = []
     for checkpointing in (False, True):
-        trainer = _trainer(
-            _adapted(base, ["experts", "lossless"]),
+        trainer = trainer_on(
+            adapted(base, ["experts", "lossless"]),
             rows,
             tmp_path / str(checkpointing),
             per_device_train_batch_size=2,

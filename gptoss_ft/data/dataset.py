@@ -13,7 +13,7 @@ import numpy as np
 
 from gptoss_ft.data.mix import Mix, Table, mix
 from gptoss_ft.data.options import DataOptions, SourceOptions, cache_folder
-from gptoss_ft.data.pack import best_fit, pack_rows
+from gptoss_ft.data.pack import Bins, best_fit, pack_rows
 from gptoss_ft.data.read import read_source
 from gptoss_ft.data.render import RenderedSource, code_version, render_source
 from gptoss_ft.data.rows import parse_chunk
@@ -22,7 +22,7 @@ from gptoss_ft.errors import ConfigError, DataError, GptOssFtError, Problem
 from gptoss_ft.files import whole_file
 from gptoss_ft.harmony.vocabulary import Vocabulary
 
-ROW_COLUMNS = ["input_ids", "labels", "loss_weights"]
+ROW_COLUMNS = ["input_ids", "labels", "loss_weights", "length"]
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,10 @@ class PreparedData:
     Attributes:
         train: columns input_ids and labels (int32), loss_weights (float32), equally long per row;
             labels stand at the position of the token they name, -100 where nothing is trained;
-            documents (int32), only where plain text is packed: lengths of the documents of a row.
-        validation: the same columns, or None.
+            length (int32), tokens of the row; documents (int32), only with `packing`: lengths of
+            the rows that share a packed one.
+        validation: the same columns, or None. Packed too: a loss that is a mean over trained weight
+            does not depend on it.
         summary: counts.
         fingerprint: sha256 over the sources' bytes, the options and the vocabulary.
     """
@@ -117,8 +119,12 @@ def _assemble(rendered: Sequence[RenderedSource], options: DataOptions) -> Prepa
     train = _dataset(rows, chosen.train, options, packed / "train.arrow")
     validation = _dataset(rows, chosen.validation, options, packed / "validation.arrow")
     summary.duplicates = chosen.duplicates
-    summary.train_rows, summary.validation_rows = len(train), len(validation)
+    summary.train_rows, summary.validation_rows = len(chosen.train), len(chosen.validation)
     summary.cached = all(source.cached for source in rendered)
+    if options.packing:
+        summary.packed_rows = len(train)
+        summary.packed_validation_rows = len(validation)
+        summary.packed_share = float(_column(train, "length").mean() / options.max_length)
     return PreparedData(train, validation if len(validation) else None, summary, fingerprint)
 
 
@@ -156,23 +162,15 @@ def _check_rows_left(chosen: Mix, options: DataOptions, summary: DataSummary) ->
 def _dataset(
     rows: datasets.Dataset, indices: np.ndarray, options: DataOptions, packed: Path
 ) -> datasets.Dataset:
-    """The chosen rows; those of plain text packed into rows of `max_length`, at `packed`."""
-    is_document = _column(rows, "is_document")[indices]
-    text = indices[is_document]
-    chats = rows.select(indices[~is_document]).select_columns(ROW_COLUMNS)
-    if not len(text):
-        return chats
+    """The chosen rows, each by itself or packed into rows of `max_length`, in a file `packed`."""
+    if not (options.packing and len(indices)):
+        return rows.select(indices).select_columns(ROW_COLUMNS)
     if not packed.exists():
-        bins = best_fit(_column(rows, "length")[text], options.max_length)
+        bins = best_fit(_column(rows, "length")[indices], options.max_length, options.seed)
         packed.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(packed) as temporary:
-            pack_rows(rows.data.table, [text[group].tolist() for group in bins], temporary)
-    documents = datasets.Dataset.from_file(str(packed))
-    if not len(chats):
-        return documents
-    lengths = [[int(length)] for length in _column(rows, "length")[indices[~is_document]]]
-    chats = chats.add_column("documents", lengths).cast(documents.features)
-    return datasets.concatenate_datasets([chats, documents])
+            pack_rows(rows.data.table, Bins(indices[bins.rows], bins.offsets), temporary)
+    return datasets.Dataset.from_file(str(packed))
 
 
 def _fingerprint(rendered: Sequence[RenderedSource], options: DataOptions) -> str:

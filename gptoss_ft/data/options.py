@@ -65,12 +65,16 @@ class DataOptions:
         validation_split: share of the conversations to hold out instead, 0 for none.
         validation_count: number of conversations to hold out instead, 0 for none.
         max_length: longest row in tokens.
+        packing: whether rows share rows of `max_length`, each seeing only itself, with positions of
+            its own; the loss and its gradient are those of the rows one by one. A batch is then
+            `trainer.per_device_train_batch_size` packed rows, full to within a percent, and an
+            epoch every packed row once. Without it a row is padded to the longest of its batch.
         on_too_long: what happens to longer rows: drop (counted), error, or truncate, which leaves
             out whole turns, the oldest first. Plain text is cut into rows of this length anyway.
         duplicates: keep or drop examples that say the same; they are counted either way.
         without_analysis: what happens to conversations with a trained final that has no analysis:
             keep, low (effort low, unless the row names one) or drop.
-        seed: of split and weights.
+        seed: of split, weights and packing.
         workers: processes that render; 0 for one per CPU where the files are large.
         cache: folder for rendered rows; empty for `$XDG_CACHE_HOME/gptoss-ft`, by default
             `~/.cache/gptoss-ft`.
@@ -84,6 +88,7 @@ class DataOptions:
     validation_split: float = 0.0
     validation_count: int = 0
     max_length: int = 4096
+    packing: bool = True
     on_too_long: str = "drop"
     duplicates: str = "keep"
     without_analysis: str = "keep"

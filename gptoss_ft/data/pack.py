@@ -1,95 +1,204 @@
-"""Packing: short rows share a long one, as many as fit."""
+"""Packing: short rows share a long one, as many as fit, in an order that is left to chance.
+
+Rows are taken in a random order, each into the open packed row that it fills best. Longest first,
+the textbook's order, wastes about one percent less, but puts rows of like length together: of
+chats with a median of 300 tokens in rows of 4,096, some packed rows would hold three conversations
+and others fifty, and a step of few packed rows would be all long or all short. In random order
+lengths vary between packed rows no more than they do when rows are simply laid end to end, and
+0.99 of a packed row is tokens instead of 0.90.
+"""
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
-from collections.abc import Sequence
+from array import array
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from gptoss_ft.harmony.render import IGNORE
 
-BINS_AT_ONCE = 256
+TOKENS_AT_ONCE = 2**20  # of packed rows in memory while they are written
+WORD = 512  # bits
 PACKED_SCHEMA = pa.schema(
     {
         "input_ids": pa.list_(pa.int32()),
         "labels": pa.list_(pa.int32()),
         "loss_weights": pa.list_(pa.float32()),
+        "length": pa.int32(),
         "documents": pa.list_(pa.int32()),
     }
 )
 
 
-def best_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
-    """Bins of row indices whose lengths sum to at most `capacity`.
+class Bins(NamedTuple):
+    """Which rows share a packed row.
 
-    Longest first, each into the bin that it fills best (best-fit decreasing, Johnson 1973: at most
-    11/9 of the fewest bins possible, and far closer on real lengths).
+    Attributes:
+        rows: integers `[rows]`, row indices, packed row after packed row.
+        offsets: int32 `[packed rows + 1]`, where each begins in `rows`.
+    """
+
+    rows: np.ndarray
+    offsets: np.ndarray
+
+
+class _Spaces:
+    """A set of numbers from 0 to `largest` that finds the smallest one not below a given one."""
+
+    def __init__(self, largest: int) -> None:
+        self.words = [0] * (largest // WORD + 1)
+        self.used = 0  # bit per word that is not zero
+
+    def add(self, space: int) -> None:
+        word, bit = divmod(space, WORD)
+        self.words[word] |= 1 << bit
+        self.used |= 1 << word
+
+    def remove(self, space: int) -> None:
+        word, bit = divmod(space, WORD)
+        self.words[word] ^= 1 << bit
+        if not self.words[word]:
+            self.used ^= 1 << word
+
+    def at_least(self, space: int) -> int | None:
+        word, bit = divmod(space, WORD)
+        if above := self.words[word] >> bit:
+            return space + _lowest(above)
+        if words := self.used >> (word + 1):
+            word += 1 + _lowest(words)
+            return word * WORD + _lowest(self.words[word])
+        return None
+
+
+def _lowest(bits: int) -> int:
+    return (bits & -bits).bit_length() - 1
+
+
+def best_fit(lengths: np.ndarray, capacity: int, seed: int) -> Bins:
+    """Packs rows in random order, each into the packed row with the least space that takes it.
+
+    At most 1.7 times the fewest packed rows possible (Dósa and Sgall 2014), and within a percent of
+    them on a thousand rows of real lengths. A million rows take about a second.
 
     Args:
-        lengths: tokens of each row, all at most `capacity`.
-        capacity: tokens of a bin.
+        lengths: tokens of each row, from 1 to `capacity`.
+        capacity: tokens of a packed row.
+        seed: of the order.
+
+    Raises:
+        ValueError: a row is longer than `capacity`, or empty.
     """
-    bins: list[list[int]] = []
-    open_bins: dict[int, list[int]] = {}  # free tokens -> bins
-    free: list[int] = []  # the keys of open_bins, sorted
-    for index in np.argsort(-lengths, kind="stable").tolist():
-        length = int(lengths[index])
-        place = bisect_left(free, length)
-        if place == len(free):
-            bins.append([index])
-            left, target = capacity - length, len(bins) - 1
+    if len(lengths) and not 1 <= lengths.min() <= lengths.max() <= capacity:
+        raise ValueError(f"rows of {lengths.min()} to {lengths.max()} tokens into {capacity}")
+    order = np.arange(len(lengths), dtype=np.int32)
+    np.random.default_rng(seed).shuffle(order)
+    numbers = _bin_numbers(lengths[order].astype(np.int32, copy=False), capacity)
+    return Bins(order[np.argsort(numbers, kind="stable")], _offsets(np.bincount(numbers)))
+
+
+def _bin_numbers(lengths: np.ndarray, capacity: int) -> np.ndarray:
+    """The bin of each row, int32, rows placed one after the other."""
+    numbers = np.empty(len(lengths), dtype=np.int32)
+    # Views of memory yield one Python number at a time; a list would take ten times the array.
+    place = numbers.data
+    spaces = _Spaces(capacity)
+    newest: dict[int, int] = {}  # a bin with this many tokens left
+    older = array("i")  # of each bin, the next one that has as many left; -1 for none
+    for row, length in enumerate(lengths.data):
+        space = spaces.at_least(length)
+        if space is None:
+            number, left = len(older), capacity - length
+            older.append(-1)
         else:
-            space = free[place]
-            target = open_bins[space].pop()
-            if not open_bins[space]:
-                del open_bins[space]
-                free.pop(place)
-            bins[target].append(index)
-            left = space - length
-        if left not in open_bins:
-            open_bins[left] = []
-            insort(free, left)
-        open_bins[left].append(target)
-    return bins
+            number, left = newest[space], space - length
+            if older[number] < 0:
+                del newest[space]
+                spaces.remove(space)
+            else:
+                newest[space] = older[number]
+        place[row] = number
+        if left:
+            if left not in newest:
+                spaces.add(left)
+            older[number] = newest.get(left, -1)
+            newest[left] = number
+    return numbers
 
 
-def pack_rows(rows: pa.Table, bins: list[list[int]], file: Path) -> None:
-    """Writes packed rows as an Arrow stream, a few hundred bins at a time.
+def pack_rows(rows: pa.Table, bins: Bins, file: Path) -> None:
+    """Writes packed rows as an Arrow stream; memory grows neither with rows nor with their length.
 
     The first token of a document has nothing before it, so its label is taken out.
 
     Args:
-        rows: columns `input_ids`, `labels`, `loss_weights`, `length`.
-        bins: row indices of each packed row, in the order in which they are to stand.
-        file: where the stream goes; columns as those of `rows` but `length`, and `documents`, the
-            lengths of the documents of a packed row.
+        rows: columns `input_ids`, `labels`, `loss_weights`, `length`, as `rows.SCHEMA` has them.
+        bins: what `best_fit` found.
+        file: where the stream goes, in the columns of `PACKED_SCHEMA`: `length` is that of the
+            packed row, `documents` the lengths of the rows in it.
     """
+    columns = [_Column.of(rows.column(name)) for name in PACKED_SCHEMA.names[:3]]
     lengths = rows.column("length").to_numpy()
+    longest = int(np.add.reduceat(lengths[bins.rows], bins.offsets[:-1]).max())
+    step = max(1, TOKENS_AT_ONCE // longest)
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, PACKED_SCHEMA) as writer:
-        for start in range(0, len(bins), BINS_AT_ONCE):
-            writer.write_batch(_packed(rows, bins[start : start + BINS_AT_ONCE], lengths))
+        for start in range(0, len(bins.offsets) - 1, step):
+            offsets = bins.offsets[start : start + step + 1]
+            order = bins.rows[offsets[0] : offsets[-1]]
+            writer.write_batch(_packed(columns, order, offsets - offsets[0], lengths[order]))
 
 
-def _packed(rows: pa.Table, bins: list[list[int]], lengths: np.ndarray) -> pa.RecordBatch:
-    order = np.concatenate([np.asarray(members) for members in bins])
-    documents = lengths[order].astype(np.int32)
-    members = _offsets([len(group) for group in bins])
-    tokens = _offsets(np.add.reduceat(documents, members[:-1]))
-    first = _offsets(documents)[:-1]
-    columns = {}
-    for name, untrained in (("input_ids", None), ("labels", IGNORE), ("loss_weights", 0.0)):
-        values = (
-            rows.column(name).take(pa.array(order)).combine_chunks().flatten().to_numpy().copy()
+@dataclass(frozen=True)
+class _Column:
+    """A column of lists as arrays over the mapped file, one of each per record batch.
+
+    Attributes:
+        first: index of each batch's first row.
+        values: the batches' lists end to end.
+        offsets: where each list begins in them.
+    """
+
+    first: np.ndarray
+    values: list[np.ndarray]
+    offsets: list[np.ndarray]
+
+    @classmethod
+    def of(cls, column: pa.ChunkedArray) -> _Column:
+        chunks = [chunk for chunk in column.chunks if len(chunk)]
+        first = _offsets(np.array([len(chunk) for chunk in chunks]))[:-1]
+        values = [chunk.values.to_numpy() for chunk in chunks]
+        return cls(first, values, [chunk.offsets.to_numpy() for chunk in chunks])
+
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        """The lists of some rows end to end. (Arrow's `take` would copy the whole column first.)"""
+        batches = np.searchsorted(self.first, rows, side="right") - 1
+        places = rows - self.first[batches]
+        return np.concatenate(
+            [
+                self.values[batch][self.offsets[batch][place] : self.offsets[batch][place + 1]]
+                for batch, place in zip(batches.tolist(), places.tolist(), strict=True)
+            ]
         )
-        if untrained is not None:
-            values[first] = untrained
-        columns[name] = pa.ListArray.from_arrays(pa.array(tokens), pa.array(values))
-    columns["documents"] = pa.ListArray.from_arrays(pa.array(members), pa.array(documents))
-    return pa.RecordBatch.from_arrays(list(columns.values()), schema=PACKED_SCHEMA)
 
 
-def _offsets(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
+def _packed(
+    columns: list[_Column], order: np.ndarray, offsets: np.ndarray, documents: np.ndarray
+) -> pa.RecordBatch:
+    """One batch of packed rows: `order` names their rows, `offsets` where each begins in it."""
+    lengths = np.add.reduceat(documents, offsets[:-1])
+    tokens, members = pa.array(_offsets(lengths)), pa.array(offsets, pa.int32())
+    first = _offsets(documents)[:-1]
+    ids, labels, weights = (column.gather(order) for column in columns)
+    labels[first], weights[first] = IGNORE, 0.0
+    arrays = [
+        *(pa.ListArray.from_arrays(tokens, pa.array(values)) for values in (ids, labels, weights)),
+        pa.array(lengths, pa.int32()),
+        pa.ListArray.from_arrays(members, pa.array(documents, pa.int32())),
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=PACKED_SCHEMA)
+
+
+def _offsets(lengths: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)

@@ -49,7 +49,7 @@ class Counts:
     def count(self, row: Row, effort: str) -> None:
         """Counts a row that is kept; `effort` is that of its conversation, empty for text."""
         self.rows += 1
-        self.tokens += len(row)
+        self.tokens += row.length
         self.finals += row.finals
         if row.bare_finals:
             self.bare_finals[effort] += row.bare_finals
@@ -65,7 +65,9 @@ class DataSummary:
         conversations: conversations or documents read.
         formats: the same by format.
         rows: rows kept, before weights and packing.
-        train_rows, validation_rows: rows of the two datasets, after weights and packing.
+        train_rows, validation_rows: rows of the two datasets, after weights and before packing.
+        packed_rows, packed_validation_rows: the same after packing, 0 without it.
+        packed_share: share of the packed training rows' `max_length` that is tokens.
         tokens: tokens in the rows kept.
         trained_tokens: tokens with a weight above 0.
         channel_tokens: the same by channel.
@@ -82,6 +84,9 @@ class DataSummary:
     rows: int = 0
     train_rows: int = 0
     validation_rows: int = 0
+    packed_rows: int = 0
+    packed_validation_rows: int = 0
+    packed_share: float = 0.0
     tokens: int = 0
     trained_tokens: int = 0
     channel_tokens: dict[str, int] = field(default_factory=dict)
@@ -106,6 +111,12 @@ class DataSummary:
             "row lengths in tokens: "
             + ", ".join(f"{name} {length:,}" for name, length in self.lengths.items()),
         ]
+        if self.packed_rows:
+            held_out = self.packed_validation_rows
+            lines.append(
+                f"packed into {self.packed_rows:,} rows to train on, {self.packed_share:.1%} full"
+                + (f", and {held_out:,} held out" if held_out else "")
+            )
         lines += [f"dropped {count:,}: {reason}" for reason, count in self.dropped.items()]
         lines += [f"changed {count:,}: {what}" for what, count in self.changed.items()]
         if self.duplicates:

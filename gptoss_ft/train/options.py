@@ -18,8 +18,8 @@ DECIDED = {
     "output_dir": "name=NAME decides the folder",
     "report_to": "choose tracker=none, tracker=wandb or tracker=tensorboard",
     "max_length": "set data.max_length",
-    "packing": "TRL's packing would mix documents with this attention",
-    "padding_free": "TRL's packing would mix documents with this attention",
+    "packing": "set data.packing; TRL's own would mix documents with this attention",
+    "padding_free": "set data.packing; TRL's own would mix documents with this attention",
     "dataset_kwargs": "rows are rendered before TRL sees them",
     "remove_unused_columns": "rows are rendered before TRL sees them",
     "seed": "set seed",
@@ -31,6 +31,7 @@ DECIDED = {
     "disable_tqdm": "the progress bar follows the terminal",
     "use_liger_kernel": "the model brings its own loss",
     "save_only_model": "a checkpoint must be able to resume",
+    "restore_callback_states_from_checkpoint": "a resumed run always restores them",
 }
 
 TRACKERS = ("none", "wandb", "tensorboard")
@@ -43,10 +44,15 @@ class ModelOptions:
     Attributes:
         path: a checkpoint folder, or a Hub id with `hub=true`.
         tiny: sizes of a random model that is written to `path` when nothing is there; a dry run.
+        save_pre_activation: keep what the experts' gate acts on, `experts_per_token * 2 *
+            intermediate` numbers for each token and layer, until the backward pass. Without it
+            their first product is formed twice, a third more work in the experts. With
+            `trainer.gradient_checkpointing=true` it is kept for one layer at a time anyway.
     """
 
     path: str = ""
     tiny: TinyOptions | None = None
+    save_pre_activation: bool = True
 
     def problems(self, key: str = "model.") -> list[Problem]:
         """Missing path, impossible tiny sizes."""
@@ -123,6 +129,16 @@ class TrainOptions:
             *trainer_problems(self.trainer),
             *self.tracker.problems(),
         ]
+        if not self.model.save_pre_activation and checkpoints_activations(self.trainer):
+            found.append(
+                Problem(
+                    "gradient checkpointing forms the pre-activation again already; forming it a "
+                    "third time saves nothing",
+                    "model.save_pre_activation",
+                    "false, with trainer.gradient_checkpointing=true",
+                    "leave out one of the two; without checkpointing a step is faster",
+                )
+            )
         if not self.name or self.name in (".", "..") or "/" in self.name:
             found.append(
                 Problem(
@@ -146,6 +162,12 @@ class TrainOptions:
                 )
             )
         return found
+
+
+def checkpoints_activations(trainer: dict[str, Any]) -> bool:
+    """Whether the backward pass forms layers again; transformers has two names for the setting."""
+    named = trainer.get("activation_checkpointing"), trainer.get("gradient_checkpointing")
+    return bool(named[1] if named[0] is None else named[0])
 
 
 def trainer_problems(trainer: dict[str, Any], key: str = "trainer.") -> list[Problem]:

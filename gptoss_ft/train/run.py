@@ -10,7 +10,15 @@ from typing import Any
 
 from gptoss_ft import __version__
 from gptoss_ft.errors import Problem, RunError
-from gptoss_ft.files import is_empty, whole_file, write_json
+from gptoss_ft.files import (
+    discard_folder,
+    is_empty,
+    leftovers,
+    remove_leftovers,
+    whole_file,
+    write_json,
+)
+from gptoss_ft.train import checkpoints
 
 VERSIONED = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "tokenizers")
 
@@ -45,10 +53,12 @@ class RunFolder:
         """What the run was made of, and its outcome."""
         return self.path / "manifest.json"
 
-    def newest_checkpoint(self) -> Path | None:
-        """The checkpoint of the highest step that is whole; the trainer's state is written last."""
-        whole = [path.parent for path in self.checkpoints.glob("checkpoint-*/trainer_state.json")]
-        return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    def status(self) -> str:
+        """What the manifest says of the run: `running`, `complete`, or nothing."""
+        if not self.manifest.is_file():
+            return ""
+        found: str = json.loads(self.manifest.read_text(encoding="utf-8")).get("status", "")
+        return found
 
 
 def check_run_folder(folder: RunFolder, resume: bool) -> None:
@@ -59,6 +69,8 @@ def check_run_folder(folder: RunFolder, resume: bool) -> None:
     """
     if is_empty(folder.path):
         return
+    if resume and len(leftovers(folder.path)) == len(list(folder.path.iterdir())):
+        return  # killed before it wrote its first file
     if not resume:
         raise RunError(
             Problem(
@@ -75,7 +87,7 @@ def check_run_folder(folder: RunFolder, resume: bool) -> None:
                 mend="choose another name=NAME",
             )
         )
-    if folder.adapter.exists():
+    if folder.adapter.exists() and folder.status() == "complete":
         raise RunError(
             Problem(
                 "the run is complete; there is nothing to resume",
@@ -83,10 +95,14 @@ def check_run_folder(folder: RunFolder, resume: bool) -> None:
                 mend="choose another name=NAME for a new run",
             )
         )
+    checkpoints.newest_checkpoint(folder.checkpoints)
 
 
 def open_run(folder: RunFolder, manifest: dict[str, Any], config_yaml: str, resume: bool) -> None:
     """Creates the folder, or checks that a resumed run still has the same base, data and adapter.
+
+    Files that a killed process left unfinished are removed, and an adapter that was written before
+    the manifest could say so.
 
     Raises:
         RunError: naming every difference.
@@ -106,17 +122,24 @@ def open_run(folder: RunFolder, manifest: dict[str, Any], config_yaml: str, resu
         if changed:
             raise RunError(changed)
     folder.path.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder.path)
+    if folder.adapter.exists():
+        discard_folder(folder.adapter)
+    write_json(folder.manifest, manifest)  # first: it is what makes the folder a run
     with whole_file(folder.path / "config.yaml") as temporary:
         temporary.write_text(config_yaml, encoding="utf-8")
-    write_json(folder.manifest, manifest)
 
 
 def trim_metrics(folder: RunFolder, step: int) -> None:
-    """Drops the log lines after `step`: a run that resumes there logs those steps again."""
+    """Drops the log lines that a run which resumes after `step` writes again.
+
+    Those are the lines of later steps, the totals at the end, and a last line that was cut off.
+    """
     if folder.metrics.is_file():
         lines = folder.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+        whole = [(line, json.loads(line)) for line in lines if line.endswith("\n")]
+        kept = [text for text, log in whole if log["step"] <= step and "train_runtime" not in log]
         with whole_file(folder.metrics) as temporary:
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
             temporary.write_text("".join(kept), encoding="utf-8")
 
 

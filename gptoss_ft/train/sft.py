@@ -31,6 +31,7 @@ from gptoss_ft.model.checkpoint import Checkpoint, fingerprint, open_checkpoint
 from gptoss_ft.model.load import load_model
 from gptoss_ft.model.locate import locate_checkpoint
 from gptoss_ft.model.tiny import TinyOptions, write_tiny
+from gptoss_ft.train.checkpoints import clean, newest_checkpoint, step_of
 from gptoss_ft.train.monitor import Monitor
 from gptoss_ft.train.options import TrainOptions
 from gptoss_ft.train.run import (
@@ -83,16 +84,18 @@ def train_sft(options: TrainOptions, config_yaml: str, say: Say = print) -> Path
         say(f"training {count:,} parameters of {part}")
     trainer = build_trainer(options, model, checkpoint, data, folder)
     started = time.monotonic()
-    trainer.train(resume_from_checkpoint=_resume_from(folder, say) if options.resume else None)
+    newest = _resume_from(folder, options, say) if options.resume else None
+    trainer.train(resume_from_checkpoint=newest)
     if trainer.is_world_process_zero():
         finish(folder, trainer, manifest, time.monotonic() - started, say)
     return folder.adapter
 
 
-def _resume_from(folder: RunFolder, say: Say) -> str | None:
-    """The newest checkpoint, or None to start over; later log lines are dropped."""
-    newest = folder.newest_checkpoint()
-    trim_metrics(folder, int(newest.name.rpartition("-")[2]) if newest else -1)
+def _resume_from(folder: RunFolder, options: TrainOptions, say: Say) -> str | None:
+    """The newest checkpoint, or None to start over; what is not whole or later is dropped."""
+    clean(folder.checkpoints, options.trainer.get("save_total_limit"))
+    newest = newest_checkpoint(folder.checkpoints)
+    trim_metrics(folder, step_of(newest) if newest else -1)
     say(f"resuming from {newest}" if newest else "no checkpoint yet: starting over")
     return str(newest) if newest else None
 
@@ -127,7 +130,8 @@ def build_model(
 ) -> AdaptedModel:
     """The base with a fresh adapter."""
     info = AdapterInfo(tuple(options.adapter.kinds), str(options.model.path), base_fingerprint)
-    return add_adapter(load_model(checkpoint), options.adapter, info)
+    model = load_model(checkpoint, save_pre_activation=options.model.save_pre_activation)
+    return add_adapter(model, options.adapter, info)
 
 
 def build_trainer(
@@ -160,9 +164,12 @@ def trainer_arguments(options: TrainOptions, folder: RunFolder) -> SFTConfig:
         "router_aux_loss_coef": 0.0,
         "logging_steps": 1,
         "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # would wait for the GPU after every batch
         "dataloader_pin_memory": not on_cpu,
         "use_cpu": on_cpu,
     }
+    if not options.data.packing and options.trainer.get("per_device_train_batch_size") != 1:
+        ours["train_sampling_strategy"] = "group_by_length"
     if options.data.has_validation:
         ours |= {
             "eval_strategy": "epoch",
@@ -183,6 +190,7 @@ def trainer_arguments(options: TrainOptions, folder: RunFolder) -> SFTConfig:
         "padding_free": False,
         "max_length": None,
         "dataset_kwargs": {"skip_prepare_dataset": True},
+        "restore_callback_states_from_checkpoint": True,  # the patience of early stopping
     }
     return SFTConfig(**{**ours, **options.trainer, **decided})
 

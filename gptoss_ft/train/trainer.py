@@ -6,20 +6,25 @@ the model's own weighted loss. Optimizer, schedule, accumulation, checkpoints an
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, cast
 
+import datasets
 import torch
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
 from gptoss_ft.data.dataset import ROW_COLUMNS
+from gptoss_ft.train.checkpoints import WholeCheckpoints, load_sums, save_sums
+from gptoss_ft.train.sampler import ResumableLengthSampler
 
 
-class WeightedSFTTrainer(SFTTrainer):
+class WeightedSFTTrainer(WholeCheckpoints, SFTTrainer):
     """SFT on rendered rows; the loss of an optimizer step is a mean over its trained weight.
 
     The normaliser is the weight of the whole step, all accumulated batches and all processes
-    together, so neither the batch split nor accumulation nor padding changes the result.
+    together: batch split, accumulation, padding and packing do not change the result.
     """
 
     loss_is_scaled_for_ga = True  # type: ignore[assignment]  # typed as None in TRL
@@ -31,6 +36,15 @@ class WeightedSFTTrainer(SFTTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
             self._signature_columns: Any = [*ROW_COLUMNS, "documents"]
+
+    def _get_train_sampler(
+        self, train_dataset: datasets.Dataset | None = None
+    ) -> torch.utils.data.Sampler[int] | None:
+        sampler = super()._get_train_sampler(train_dataset)
+        if not isinstance(sampler, LengthGroupedSampler):
+            return sampler
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return ResumableLengthSampler(sampler.batch_size, sampler.lengths[:], seed)
 
     def _get_num_items_in_batch(
         self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device
@@ -83,6 +97,17 @@ class WeightedSFTTrainer(SFTTrainer):
             name: self.accelerator.gather(value.float().reshape(1)).sum().item()
             for name, value in sums.items()
         }
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """With the sums since the last log, so that the first log of a resumed run has them too."""
+        super()._save_rng_state(output_dir)
+        save_sums(Path(output_dir), self.args.process_index, self._sums["train"])
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None:
+            process, device = self.args.process_index, self.args.device
+            self._sums["train"] = load_sums(Path(checkpoint), process, device)
 
     def evaluation_loop(
         self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any

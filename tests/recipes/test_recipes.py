@@ -29,7 +29,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_runs_on_the_tiny_model(recipe: str, output: Path) -> None:
     arguments = [f"sft={recipe}", "model=tiny", f"data.path={DATA}", f"output={output}"]
-    short = ["trainer.max_steps=2", "trainer.gradient_accumulation_steps=1"]
+    short = ["trainer.max_steps=2", "trainer.gradient_accumulation_steps=1", "data.max_length=512"]
     assert run("train", [*arguments, f"name={recipe}", *short]) == 0
     folder = output / recipe
     manifest = json.loads((folder / "manifest.json").read_text())
