@@ -8,14 +8,15 @@ RUN := $(BIN)/gptoss-ft
 # The longest trained answer has 53 tokens.
 ANSWERS := file=data/lighthouse.jsonl max_new_tokens=64
 
-.PHONY: help venv demo test test-slow test-browser bench lint clean
+.PHONY: help venv demo test test-slow test-browser bench gpu-check lint clean
 
 help:
 	@echo "make demo       tune, merge and ask a tiny gpt-oss: the whole job in minutes, on a laptop"
 	@echo "make test       all tests but the slow ones"
 	@echo "make test-slow  the slow ones"
 	@echo "make test-browser  the HTML preview in Chromium (Debian package chromium)"
-	@echo "make bench      benchmarks"
+	@echo "make bench      all benchmarks, hours, into benchmarks/RESULTS.md (ONLY=loss,epoch: these)"
+	@echo "make gpu-check  whether your GPU computes what the CPU does"
 	@echo "make lint       ruff and mypy"
 	@echo "make venv       only create .venv and install"
 
@@ -58,9 +59,10 @@ test-browser: venv
 	$(BIN)/python -m pytest -m browser
 
 bench: venv
-	$(BIN)/python benchmarks/render.py
-	$(BIN)/python benchmarks/experts.py
-	$(BIN)/python benchmarks/attention.py
+	$(BIN)/python benchmarks/results.py $(if $(ONLY),only=$(ONLY))
+
+gpu-check: venv
+	$(RUN) gpu-check
 
 lint: venv
 	$(BIN)/ruff check .

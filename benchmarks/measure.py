@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import statistics
@@ -13,7 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from gptoss_ft.model.allocator import M_MMAP_THRESHOLD, return_large_buffers
 from gptoss_ft.mxfp4.kernel import SWITCH
+
+M_TRIM_THRESHOLD = -1
 
 Times = Mapping[str, Sequence[float]]
 
@@ -54,6 +58,21 @@ def without_kernel() -> Iterator[None]:
         yield
     finally:
         del os.environ[SWITCH]
+
+
+@contextmanager
+def usual_allocator() -> Iterator[None]:
+    """The C library as it is without `load_model`, which has large buffers returned at once.
+
+    glibc's thresholds rise to these values by themselves, until one is set.
+    """
+    library = ctypes.CDLL(None)
+    library.mallopt(M_MMAP_THRESHOLD, 32 << 20)
+    library.mallopt(M_TRIM_THRESHOLD, 64 << 20)
+    try:
+        yield
+    finally:
+        return_large_buffers()
 
 
 def forget_peak() -> None:

@@ -27,12 +27,32 @@ COMMANDS = {
     "train": "tune a base on conversations; writes outputs/NAME/",
     "preview": "show data as it will be trained, in the terminal and as a page",
     "merge": "base + adapter = a checkpoint of its own",
+    "verify": "how much of the fine-tune a merged checkpoint keeps",
     "generate": "ask a model, with or without an adapter",
     "tiny": "write a tiny random gpt-oss in the released file layout",
+    "gpu-check": "whether your GPU computes what the CPU does",
 }
 # Values that are text or paths: taken as they stand, whatever Hydra's grammar would make of them.
 TEXTS = {"prompt", "system", "name", "identity", "rows"}
-PATHS = {"file", "base", "out", "output", "model", "adapter", "html", "cache", "tokenizer"}
+PATHS = {
+    "file",
+    "base",
+    "out",
+    "output",
+    "model",
+    "adapter",
+    "html",
+    "cache",
+    "calibration",
+    "tokenizer",
+    "candidate",
+    "expert_adapter",
+    "prompts",
+}
+_RESUME = {
+    "train": "; say resume=true to go on from the newest checkpoint",
+    "merge": "; the same command goes on from the files that are finished",
+}
 _ASSIGNMENT = re.compile(r"(?P<key>[+~]{0,2}[\w./@-]+)=(?P<value>.*)", re.DOTALL)
 
 
@@ -72,8 +92,7 @@ def run(command: str, arguments: list[str]) -> int:
     except GptOssFtError as error:
         return _print_error(error)
     except KeyboardInterrupt:
-        hint = "; say resume=true to go on from the newest checkpoint" if command == "train" else ""
-        print(f"interrupted{hint}", file=sys.stderr)
+        print(f"interrupted{_RESUME.get(command, '')}", file=sys.stderr)
         return 130
 
 
@@ -299,17 +318,17 @@ def _preview(composed: DictConfig) -> int:
 
 def _merge(composed: DictConfig) -> int:
     from gptoss_ft import config
-    from gptoss_ft.merge.plan import MergeOptions, plan_merge
-    from gptoss_ft.merge.stream import merge as write
+    from gptoss_ft.merge.command import run_merge
+    from gptoss_ft.merge.options import MergeOptions
 
-    options = config.to_options(composed, MergeOptions)
-    plan = plan_merge(options)
-    for line in plan.lines():
-        print(line)
-    if not options.dry_run:
-        write(plan)
-        print(f"merged checkpoint written to {options.out}")
-    return 0
+    return run_merge(config.to_options(composed, MergeOptions))
+
+
+def _verify(composed: DictConfig) -> int:
+    from gptoss_ft import config
+    from gptoss_ft.merge.verify import VerifyOptions, run_verify
+
+    return run_verify(config.to_options(composed, VerifyOptions))
 
 
 def _generate(composed: DictConfig) -> int:
@@ -331,10 +350,19 @@ def _tiny(composed: DictConfig) -> int:
     return 0
 
 
+def _gpu_check(composed: DictConfig) -> int:
+    from gptoss_ft import config
+    from gptoss_ft.gpu_check import GpuCheckOptions, check_gpu
+
+    return check_gpu(config.to_options(composed, GpuCheckOptions))
+
+
 _ACTIONS: dict[str, Callable[[Any], int]] = {
     "train": _train,
     "preview": _preview,
     "merge": _merge,
+    "verify": _verify,
     "generate": _generate,
     "tiny": _tiny,
+    "gpu-check": _gpu_check,
 }

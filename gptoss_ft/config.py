@@ -37,13 +37,21 @@ def schema_of(command: str) -> type:
 
             return PreviewCommand
         case "merge":
-            from gptoss_ft.merge.plan import MergeOptions
+            from gptoss_ft.merge.options import MergeOptions
 
             return MergeOptions
+        case "verify":
+            from gptoss_ft.merge.verify import VerifyOptions
+
+            return VerifyOptions
         case "generate":
             from gptoss_ft.generate import GenerateOptions
 
             return GenerateOptions
+        case "gpu-check":
+            from gptoss_ft.gpu_check import GpuCheckOptions
+
+            return GpuCheckOptions
         case "tiny":
             from gptoss_ft.model.tiny import TinyCommand
 

@@ -63,7 +63,8 @@ def _write(
     """Writes an adapter by hand; `config` overrides keys of a sound adapter_config.json."""
     folder.mkdir(exist_ok=True)
     sound = {"peft_type": "LORA", "r": RANK, "lora_alpha": 6, "bias": "none"}
-    sound |= {"target_modules": ["q_proj"], "target_parameters": EXPERTS}
+    sound |= {"target_modules": ["layers.0.self_attn.q_proj"]}
+    sound |= {"target_parameters": [f"layers.1.{name}" for name in EXPERTS]}
     (folder / "adapter_config.json").write_text(json.dumps(sound | config))
     save_file(_tensors() if tensors is None else tensors, folder / "adapter_model.safetensors")
     if trained is not None:
@@ -180,7 +181,8 @@ def test_our_own_files(checkpoint: Checkpoint, tmp_path: Path) -> None:
 
 def test_trained_tensors_alone(checkpoint: Checkpoint, tmp_path: Path) -> None:
     trained = {"model.layers.1.mlp.router.weight": torch.ones(4, 64)}
-    adapter = open_adapter(_write(tmp_path, tensors={}, trained=trained))
+    nothing = {"target_modules": [], "target_parameters": None}
+    adapter = open_adapter(_write(tmp_path, tensors={}, trained=trained, **nothing))
     assert adapter.updates == {}
     check_adapter(adapter, checkpoint)
     (tmp_path / "trained_tensors.safetensors").unlink()
@@ -292,7 +294,8 @@ def test_tensors_that_the_base_lacks(checkpoint: Checkpoint, tmp_path: Path) -> 
         "model.layers.9.self_attn.sinks": torch.ones(2),
         "model.layers.0.mlp.experts.down_proj_scales": torch.ones(4, 64, 1),
     }
-    text = _misfit(_write(tmp_path, tensors, trained), checkpoint)
+    targets = [f"layers.9.{name}" for name in EXPERTS]
+    text = _misfit(_write(tmp_path, tensors, trained, target_parameters=targets), checkpoint)
     assert f"{PREFIX}.9.mlp.experts.base_layer.lora_A.weight: the base has no matrix for" in text
     assert "no model.layers.9.mlp.experts.gate_up_proj_blocks or" in text
     assert "model.layers.9.self_attn.sinks: the base has no tensor that this could replace" in text

@@ -208,9 +208,9 @@ def test_expert_lora_to_mxfp4(
 ) -> None:
     write_stock_adapter(small, tmp_path / "adapter")
     merge = [f"base={small}", f"adapter={tmp_path / 'adapter'}", f"out={tmp_path / 'merged'}"]
-    text = _refused(capsys, "merge", *merge, "to=mxfp4")
-    assert "4-bit grid" in text
-    for alternative in ("to=bf16", "gptoss-ft generate", "lossless"):
+    text = _refused(capsys, "merge", *merge, "experts=nearest")
+    assert "nearest 4-bit value" in text
+    for alternative in ("experts=adapter", "to=bf16", "gptoss-ft generate", "lossless"):
         assert alternative in text
 
 

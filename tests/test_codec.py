@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels import require_kernel
+from kernel_support import require_kernel
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from gptoss_ft.mxfp4 import kernel

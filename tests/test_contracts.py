@@ -19,12 +19,14 @@ from packaging.requirements import Requirement
 from peft import LoraConfig, PeftModel, PeftModelForCausalLM
 from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import GptOssConfig, Trainer
+from transformers import EarlyStoppingCallback, GptOssConfig, Trainer, TrainerState
+from transformers.masking_utils import causal_mask_function, eager_mask
 from transformers.models.gpt_oss import modeling_gpt_oss
 from transformers.quantizers.base import HfQuantizer
 from trl import SFTConfig, SFTTrainer
 
 from gptoss_ft.model.causal_lm import WeightedGptOss
+from gptoss_ft.model.expert_products import grouped_mm
 from gptoss_ft.train.options import DECIDED
 from gptoss_ft.train.trainer import WeightedSFTTrainer
 
@@ -53,6 +55,13 @@ METHODS = [
     (Trainer, "_set_signature_columns_if_needed", [], "train/trainer.py"),
     (Trainer, "_get_num_items_in_batch", ["batch_samples", "device"], "train/trainer.py"),
     (Trainer, "evaluation_loop", ["metric_key_prefix"], "train/trainer.py"),
+    (Trainer, "_save_checkpoint", ["model", "trial"], "train/checkpoints.py"),
+    (Trainer, "_get_output_dir", ["trial"], "train/checkpoints.py"),
+    (Trainer, "_save", ["output_dir", "state_dict"], "train/checkpoints.py"),
+    (Trainer, "_run_epoch", [], "train/checkpoints.py"),
+    (Trainer, "_save_rng_state", ["output_dir"], "train/trainer.py"),
+    (Trainer, "_load_rng_state", ["checkpoint"], "train/trainer.py"),
+    (SFTTrainer, "create_model_card", [], "train/checkpoints.py"),
     (
         SFTTrainer,
         "compute_loss",
@@ -157,3 +166,107 @@ def test_generation_asks_for_the_last_logits_only() -> None:
     assert "logits_to_keep" in inspect.signature(WeightedGptOss.forward).parameters
     source = inspect.getsource(transformers.GenerationMixin._supports_logits_to_keep)
     assert '"logits_to_keep"' in source and "self.forward" in source
+
+
+def test_a_checkpoint_is_written_below_the_output_folder_and_ends_with_its_state() -> None:
+    """Our staging stands in for that folder while transformers writes."""
+    source = inspect.getsource(Trainer._save_checkpoint)
+    order = ("self._get_output_dir(", "self.save_model(", "_save_rng_state", "save_to_json")
+    places = [source.find(part) for part in order]
+    assert -1 not in places and places == sorted(places), dict(zip(order, places, strict=True))
+    assert "super()._save_checkpoint(model, trial)" in inspect.getsource(
+        SFTTrainer._save_checkpoint
+    ), "TRL writes checkpoints in its own way; see gptoss_ft/train/checkpoints.py"
+    names = ("best_global_step", "best_model_checkpoint", "global_step", "max_steps")
+    missing = [name for name in names if not hasattr(TrainerState(), name)]
+    assert not missing, f"TrainerState lost {missing}; gptoss_ft/train/checkpoints.py needs them"
+
+
+def test_states_are_loaded_as_weights_only() -> None:
+    """A checkpoint may come from someone else: nothing in it is run."""
+    for method in ("_load_rng_state", "_load_optimizer_and_scheduler", "_load_from_checkpoint"):
+        source = inspect.getsource(getattr(Trainer, method))
+        loads = source.count("torch.load(")
+        assert loads and source.count("weights_only=True") == loads, method
+
+
+def test_patience_is_restored_from_a_checkpoint() -> None:
+    """Else a resumed run would stop later than an undisturbed one."""
+    assert "restore_callback_states_from_checkpoint" in inspect.getsource(
+        Trainer._load_callback_state
+    )
+    state = EarlyStoppingCallback(early_stopping_patience=3).state()
+    assert state["attributes"] == {"early_stopping_patience_counter": 0}
+    assert state["args"]["early_stopping_patience"] == 3
+
+
+def test_eager_attention_takes_the_sinks_from_the_module_and_an_additive_mask() -> None:
+    """What `gptoss_sink` falls back to."""
+    torch.manual_seed(0)
+    query, key, value = torch.randn(1, 2, 5, 4), torch.randn(1, 1, 5, 4), torch.randn(1, 1, 5, 4)
+    module: Any = SimpleNamespace(sinks=torch.randn(2), num_key_value_groups=2, training=False)
+    mask = eager_mask(1, 5, 5, mask_function=causal_mask_function, dtype=torch.float32)
+    assert mask.shape == (1, 1, 5, 5) and mask.dtype == torch.float32
+    assert torch.equal(mask[0, 0] == 0, torch.ones(5, 5).tril().bool())
+    output, _ = modeling_gpt_oss.eager_attention_forward(module, query, key, value, mask, 0.5, 0.0)
+    scores = torch.einsum("bhid,bgjd->bhij", query, key) * 0.5 + mask
+    sinks = module.sinks[None, :, None, None].expand(1, 2, 5, 1)
+    weights = torch.cat([scores, sinks], -1).softmax(-1)[..., :-1]
+    expected = torch.einsum("bhij,bgjd->bihd", weights, value)
+    torch.testing.assert_close(output, expected)
+
+
+# operator, its arguments in order, how many results; the module of ours
+FLASH = [
+    (
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+        "query key value dropout_p is_causal attn_mask scale",
+        2,
+        "model/attention_cpu.py",
+    ),
+    (
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default,
+        "grad_out query key value out logsumexp dropout_p is_causal attn_mask scale",
+        3,
+        "model/attention_cpu.py",
+    ),
+    (
+        torch.ops.aten._flash_attention_forward.default,
+        "query key value cum_seq_q cum_seq_k max_q max_k dropout_p is_causal return_debug_mask "
+        "scale window_size_left window_size_right",
+        5,
+        "model/attention_cuda.py",
+    ),
+    (
+        torch.ops.aten._flash_attention_backward.default,
+        "grad_out query key value out logsumexp cum_seq_q cum_seq_k max_q max_k dropout_p "
+        "is_causal rng_state unused scale window_size_left window_size_right",
+        3,
+        "model/attention_cuda.py",
+    ),
+]
+
+
+@pytest.mark.parametrize(("operator", "arguments", "results", "ours"), FLASH)
+def test_torchs_flash_operators_are_called_as_they_are(
+    operator: Any, arguments: str, results: int, ours: str
+) -> None:
+    """Operators of aten are no public API of torch; ours pass most arguments by position."""
+    schema = operator._schema
+    found = [argument.name for argument in schema.arguments]
+    wanted = arguments.split()
+    assert found[: len(wanted)] == wanted, f"{operator} takes {found}; gptoss_ft/{ours} passes them"
+    assert all(argument.has_default_value() for argument in schema.arguments[len(wanted) :]), ours
+    assert len(schema.returns) == results, ours
+
+
+def test_the_grouped_gemm_takes_ends_of_groups() -> None:
+    """`offs` by name: groups of rows, or of columns where both are matrices."""
+    rows, matrices = torch.randn(6, 16), torch.randn(2, 16, 8)
+    ends = torch.tensor([2, 6], dtype=torch.int32)
+    found = grouped_mm(rows, matrices, ends)
+    expected = torch.cat([rows[:2] @ matrices[0], rows[2:] @ matrices[1]])
+    torch.testing.assert_close(found, expected)
+    left = torch.randn(6, 8)
+    outer = grouped_mm(left.T, rows, ends)
+    torch.testing.assert_close(outer, torch.stack([left[:2].T @ rows[:2], left[2:].T @ rows[2:]]))

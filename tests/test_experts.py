@@ -3,167 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from expert_cases import (
+    GRADIENT_ERROR,
+    LOOPS,
+    NAMES,
+    OUTPUT_ERROR,
+    assert_equal_to_dense,
+    assert_near,
+    gradients,
+    make_case,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels import require_kernel
-from torch import nn
+from kernel_support import require_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
-from transformers import GptOssConfig
-from transformers.integrations.mxfp4 import convert_moe_packed_tensors
-from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 
-from gptoss_ft.model import expert_products, experts
-from gptoss_ft.model.expert_products import (
-    GroupedProducts,
-    LoopedProducts,
-    Products,
-    TiledProducts,
-    products_for,
-)
-from gptoss_ft.model.experts import LowRank, PackedExperts
+from gptoss_ft.model import expert_products
+from gptoss_ft.model.expert_products import Products
 from gptoss_ft.mxfp4 import kernel
-from gptoss_ft.mxfp4.codec import floor_scales, pack
-
-LOOPS: list[Callable[[], Products]] = [TiledProducts, GroupedProducts, LoopedProducts]
-NAMES = ("gate_up_proj", "down_proj")
-GRADIENT_ERROR = 1e-4
-OUTPUT_ERROR = 1e-5
-
-
-class Bias(nn.Module):
-    """A bias held by an adapter, as `trained_biases` wants it."""
-
-    def __init__(self, value: torch.Tensor) -> None:
-        super().__init__()
-        self.value = nn.Parameter(value)
-
-    def forward(self, base: torch.Tensor) -> torch.Tensor:
-        return self.value
-
-
-@dataclass
-class Case:
-    """The same random block, packed and dense, its inputs, and everything that has a gradient.
-
-    Attributes:
-        packed, dense: ours, and transformers' with the same values.
-        indices: `[tokens, k]`.
-        leaves: `x`, `weights`, and per projection its bias and `{name}.A0`, `{name}.B0`, ….
-        ranks: of the updates of either projection.
-    """
-
-    packed: PackedExperts
-    dense: GptOssExperts
-    indices: torch.Tensor
-    leaves: dict[str, torch.Tensor]
-    ranks: tuple[int, ...]
-
-    def updates(self, name: str) -> tuple[LowRank, ...]:
-        return tuple(
-            LowRank(self.leaves[f"{name}.A{i}"], self.leaves[f"{name}.B{i}"], 0.5 + i)
-            for i in range(len(self.ranks))
-        )
-
-    def ours(self, *leaves: torch.Tensor) -> torch.Tensor:
-        """Our output; `leaves` stand in for `x` and `weights`."""
-        x, weights = leaves or (self.leaves["x"], self.leaves["weights"])
-        return self.packed(x, self.indices, weights, *map(self.updates, NAMES))
-
-    def theirs(self) -> torch.Tensor:
-        """transformers' output with the updates added to its weights."""
-        parameters = {}
-        for name in NAMES:
-            weight = getattr(self.dense, name).data
-            for update in self.updates(name):
-                weight = weight + update.scaling * (update.B @ update.A).transpose(1, 2)
-            parameters |= {name: weight, f"{name}_bias": self.leaves[f"{name}_bias"]}
-        arguments = (self.leaves["x"], self.indices, self.leaves["weights"])
-        return torch.func.functional_call(self.dense, parameters, arguments)
-
-
-def make_case(
-    tokens: int = 24,
-    experts: int = 5,
-    hidden: int = 64,
-    intermediate: int = 96,
-    ranks: tuple[int, ...] = (3,),
-    k: int = 2,
-    spread: str = "random",
-    biases: bool = True,
-    seed: int = 0,
-) -> Case:
-    """A random case; `spread` is `random`, `one` (all tokens to the same experts)."""
-    torch.manual_seed(seed)
-    k = min(k, experts)
-    config = GptOssConfig(
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_local_experts=experts,
-        num_experts_per_tok=k,
-    )
-    packed, dense = PackedExperts(config), GptOssExperts(config).requires_grad_(False)
-    leaves = {"x": torch.randn(tokens, hidden), "weights": torch.rand(tokens, k)}
-    for name in NAMES:
-        out, width = getattr(packed, name).shape[1], getattr(packed, name).shape[2] * 32
-        # Wide enough that the clamps of the gate act on some values.
-        values = 4 * torch.randn(experts, out, width) / width**0.5
-        scales = floor_scales(values)
-        blocks, bias = pack(values, scales), torch.randn(experts, out)
-        getattr(packed, name).data, getattr(packed, f"{name}_scales").data = blocks, scales
-        getattr(packed, f"{name}_bias").data = bias
-        getattr(dense, name).data = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
-        leaves[f"{name}_bias"] = bias.clone()
-        for i, rank in enumerate(ranks):
-            leaves[f"{name}.A{i}"] = torch.randn(experts, rank, width) / width**0.5
-            leaves[f"{name}.B{i}"] = torch.randn(experts, out, rank) / rank**0.5
-    for leaf in leaves.values():
-        leaf.requires_grad_()
-    if biases:
-        for name in NAMES:
-            packed.trained_biases[name] = Bias(leaves[f"{name}_bias"])
-            leaves[f"{name}_bias"] = packed.trained_biases[name].value
-    choices = [torch.randperm(experts)[:k] for _ in range(1 if spread == "one" else tokens)]
-    indices = torch.stack(choices).expand(tokens, k).contiguous()
-    return Case(packed, dense, indices, leaves, ranks)
-
-
-def gradients(
-    output: torch.Tensor, leaves: dict[str, torch.Tensor], seed: int = 7
-) -> dict[str, torch.Tensor]:
-    """Gradients along a fixed direction."""
-    generator = torch.Generator().manual_seed(seed)
-    direction = torch.randn(output.shape, generator=generator)
-    found = torch.autograd.grad(output, list(leaves.values()), direction, retain_graph=True)
-    return dict(zip(leaves, found, strict=True))
-
-
-def assert_near(ours: torch.Tensor, theirs: torch.Tensor, bound: float, what: str) -> None:
-    error = float((ours - theirs).detach().norm() / theirs.detach().norm().clamp(min=1e-6))
-    assert error <= bound, f"{what}: {error:.1e}"
-
-
-def assert_equal_to_dense(case: Case) -> None:
-    """Output and every gradient equal those of dense autograd.
-
-    With one token, the gradient of its routing weight is a single scalar product, which may cancel
-    along one direction; rounding is measured against the largest gradient of several directions.
-    """
-    ours, theirs = case.ours(), case.theirs()
-    assert_near(ours, theirs, OUTPUT_ERROR, "output")
-    found = gradients(ours, case.leaves)
-    expected = [gradients(theirs, case.leaves, seed) for seed in (7, 8, 9)]
-    for name in case.leaves:
-        assert found[name].shape == case.leaves[name].shape
-        size = max(float(gradient[name].norm()) for gradient in expected)
-        error = float((found[name] - expected[0][name]).norm()) / max(size, 1e-6)
-        assert error <= GRADIENT_ERROR, f"{name}: {error:.1e}"
 
 
 @pytest.fixture(params=[True, False], ids=["kernel", "table"], scope="module")
@@ -385,94 +248,3 @@ def test_experts_that_are_not_hit_are_not_read() -> None:
             torch.testing.assert_close(found[name], expected[name])
             if name not in ("x", "weights"):
                 assert not found[name][missed].any()
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_input_is_computed_in_float32_on_a_cpu(dtype: torch.dtype) -> None:
-    case = make_case()
-    x = case.leaves["x"].detach().to(dtype).requires_grad_()
-    weights = case.leaves["weights"].detach().to(dtype)
-    output = case.ours(x, weights)
-    exact = case.ours(x.detach().float(), weights.float())
-    assert output.dtype == dtype and torch.equal(output, exact.to(dtype))
-    assert torch.autograd.grad(output.sum(), x)[0].dtype == dtype
-
-
-def test_autocast_changes_nothing_on_a_cpu() -> None:
-    case = make_case()
-    expected = gradients(case.ours(), case.leaves)
-    with torch.autocast("cpu", torch.bfloat16):
-        found = gradients(case.ours(), case.leaves)
-    for name in case.leaves:
-        assert torch.equal(found[name], expected[name])
-
-
-@pytest.mark.parametrize("loop", [GroupedProducts, LoopedProducts])
-def test_bfloat16_in_the_loops_of_a_gpu(loop: Callable[[], Products]) -> None:
-    """Values on the CPU in the GPU's dtype, as near as bfloat16 is."""
-    case = make_case(tokens=40, ranks=(8,))
-    expected_output = case.theirs().detach()
-    expected = gradients(case.theirs(), case.leaves)
-    case.packed.products = lambda device: loop()
-    x = case.leaves["x"].detach().bfloat16().requires_grad_()
-    weights = case.leaves["weights"].detach().bfloat16().requires_grad_()
-    output = case.ours(x, weights)
-    assert output.dtype == torch.bfloat16
-    assert_near(output.float(), expected_output, 0.02, "output")
-    found = gradients(output, case.leaves | {"x": x, "weights": weights})
-    for name, gradient in found.items():
-        assert gradient.dtype == (torch.bfloat16 if name in ("x", "weights") else torch.float32)
-        assert_near(gradient.float(), expected[name], 0.05, name)
-
-
-@pytest.mark.parametrize("loop", [GroupedProducts, LoopedProducts])
-@pytest.mark.parametrize("chunk_bytes", [1, 1 << 30])
-@pytest.mark.parametrize("save", [True, False])
-def test_gpu_loops_on_meta_tensors(
-    loop: Callable[[], Products], chunk_bytes: int, save: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Shapes and dtypes are right, and only the count of pairs is copied to the host, once.
-
-    Any other copy to the host raises: meta tensors have no values.
-    """
-    case = make_case(tokens=40, ranks=(3, 8))
-    monkeypatch.setattr(expert_products, "CHUNK_BYTES", chunk_bytes)
-    counts = experts.count_pairs(case.indices, 5)
-    copies = []
-    monkeypatch.setattr(experts, "count_pairs", lambda *_: copies.append(1) or counts)
-    case.packed.products = lambda device: loop()
-    case.packed.save_pre_activation = save
-    case.packed.to("meta")
-    for name, leaf in case.leaves.items():
-        dtype = torch.bfloat16 if name in ("x", "weights") else torch.float32
-        case.leaves[name] = torch.empty_like(leaf, device="meta", dtype=dtype).requires_grad_()
-    for name in NAMES:
-        case.packed.trained_biases[name] = Bias(case.leaves[f"{name}_bias"])
-        case.leaves[f"{name}_bias"] = case.packed.trained_biases[name].value
-    case.indices = case.indices.to("meta")
-    output = case.ours()
-    assert (output.device.type, output.shape, output.dtype) == ("meta", (40, 64), torch.bfloat16)
-    found = torch.autograd.grad(output, list(case.leaves.values()), torch.empty_like(output))
-    for (name, leaf), gradient in zip(case.leaves.items(), found, strict=True):
-        assert (gradient.shape, gradient.dtype) == (leaf.shape, leaf.dtype), name
-    assert copies == [1]
-
-
-def test_a_copy_to_the_host_raises_on_meta_tensors() -> None:
-    """What the test above relies on."""
-    with pytest.raises(RuntimeError):
-        experts.count_pairs(torch.zeros(4, 2, dtype=torch.int64, device="meta"), 3)
-
-
-def test_the_loop_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(products_for(torch.device("cpu")), TiledProducts)
-    for capability, expected in (
-        ((8, 0), LoopedProducts),
-        ((8, 9), LoopedProducts),
-        ((9, 0), GroupedProducts),
-        ((12, 0), GroupedProducts),
-    ):
-        monkeypatch.setattr(
-            torch.cuda, "get_device_capability", lambda device, found=capability: found
-        )
-        assert type(products_for(torch.device("cuda"))) is expected

@@ -148,9 +148,9 @@ def test_a_run_killed_at_five_random_moments_ends_with_the_same_bits(runs: Runs)
 
 @pytest.mark.slow
 def test_a_run_killed_at_any_event_among_its_files_ends_with_the_same_bits(runs: Runs) -> None:
-    """Twenty events of the whole run by chance, and every third one after its last checkpoint."""
+    """Twelve events of the whole run by chance, and every third one after its last checkpoint."""
     last = _write(runs.events, -1).stop
-    by_chance = random.Random(SEED).sample(range(last), 20)
+    by_chance = random.Random(SEED).sample(range(last), 12)
     for event in [*by_chance, *range(last, len(runs.events), 3)]:
         runs.kill(f"event{event}", Kill(event=event))
         runs.finish(f"event{event}")

@@ -1,10 +1,15 @@
-"""The weighted, chunked loss against torch's cross-entropy on full logits."""
+"""The weighted, sliced loss against torch's cross-entropy on full logits."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptoss_ft.model import loss as loss_module
 from gptoss_ft.model.loss import weighted_loss
@@ -12,13 +17,19 @@ from gptoss_ft.model.loss import weighted_loss
 VOCABULARY, HIDDEN = 1_000, 16
 
 
-def _case(seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
+def _case(
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    batch: int = 3,
+    length: int = 20,
+    share: float = 0.6,
+) -> tuple[torch.Tensor, ...]:
     generator = torch.Generator().manual_seed(seed)
-    hidden = torch.randn(3, 20, HIDDEN, generator=generator)
+    hidden = torch.randn(batch, length, HIDDEN, generator=generator)
     head = (torch.randn(VOCABULARY, HIDDEN, generator=generator)).to(dtype)
-    labels = torch.randint(0, VOCABULARY, (3, 20), generator=generator)
-    weights = torch.rand(3, 20, generator=generator) * (
-        torch.rand(3, 20, generator=generator) < 0.6
+    labels = torch.randint(0, VOCABULARY, (batch, length), generator=generator)
+    weights = torch.rand(batch, length, generator=generator) * (
+        torch.rand(batch, length, generator=generator) < share
     )
     labels[weights == 0] = -100  # no label is looked at where there is no weight
     return hidden, head, labels, weights
@@ -34,33 +45,53 @@ def _reference(
     return (nll * scale).sum(), ((logits.argmax(-1) == targets) * scale).sum()
 
 
-@pytest.mark.parametrize("vocabulary_chunk", [64, 333, 4096])
-@pytest.mark.parametrize("rows", [2, 7, 1000])
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.integers(5, 70),
+    vocabulary_slice=st.integers(60, 1_200),
+    batch=st.integers(1, 3),
+    length=st.integers(1, 24),
+    share=st.sampled_from([0.1, 0.6, 1.0]),
+    seed=st.integers(0, 2**31),
+)
 def test_sums_and_gradient_equal_full_cross_entropy(
-    monkeypatch: pytest.MonkeyPatch, rows: int, vocabulary_chunk: int
+    rows: int, vocabulary_slice: int, **sizes: Any
 ) -> None:
-    monkeypatch.setattr(loss_module, "LOGIT_CHUNK_BYTES", rows * 4 * VOCABULARY)
-    monkeypatch.setattr(loss_module, "VOCABULARY_CHUNK", vocabulary_chunk)
-    hidden, head, labels, weights = _case()
+    hidden, head, labels, weights = _case(**sizes)
     ours, theirs = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
-
-    sums = weighted_loss(ours, head, labels, weights)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loss_module, "ROWS_AT_ONCE", rows)
+        patch.setattr(loss_module, "CPU_SLICE", vocabulary_slice)
+        sums = weighted_loss(ours, head, labels, weights)
     nll, correct = _reference(theirs, head, labels, weights)
-    assert sums.nll.item() == pytest.approx(nll.item(), rel=1e-6)
+    assert sums.nll.item() == pytest.approx(nll.item(), rel=1e-5)
     assert sums.correct.item() == pytest.approx(correct.item(), rel=1e-6)
     assert sums.weight.item() == pytest.approx(weights[:, 1:].sum().item(), rel=1e-6)
 
     (sums.nll * 0.3).backward()
     (nll * 0.3).backward()
-    assert (ours.grad - theirs.grad).norm() <= 1e-6 * theirs.grad.norm()
+    assert (ours.grad - theirs.grad).norm() <= 1e-5 * theirs.grad.norm()
     assert ours.grad[:, -1].abs().max() == 0, "the last position predicts nothing"
 
 
+def test_token_accuracy_counts_labels_that_are_likeliest() -> None:
+    """Random labels are hardly ever right; these are, in a known half."""
+    hidden, head, _, _ = _case()
+    best = (hidden @ head.T).argmax(-1)
+    labels = torch.full((3, 20), -100)
+    labels[:, 1:] = best[:, :-1]
+    labels[:, 1::2] = (labels[:, 1::2] + 1) % VOCABULARY
+    weights = torch.ones(3, 20)
+    assert weighted_loss(hidden, head, labels, weights).correct.item() == 3 * 9
+
+
 def test_large_logits_do_not_overflow() -> None:
+    """In whatever order the slices bring the larger ones."""
     hidden, head, labels, weights = _case()
-    sums = weighted_loss(hidden * 1e4, head, labels, weights)
-    nll, _ = _reference(hidden * 1e4, head, labels, weights)
-    assert sums.nll.item() == pytest.approx(nll.item(), rel=1e-5)
+    for order in (torch.arange(VOCABULARY), (hidden[0, 0] @ head.T).argsort()):
+        sums = weighted_loss(hidden * 1e4, head[order], labels, weights)
+        nll, _ = _reference(hidden * 1e4, head[order], labels, weights)
+        assert sums.nll.item() == pytest.approx(nll.item(), rel=1e-5)
 
 
 def test_a_batch_without_weight_gives_zero_and_a_zero_gradient() -> None:
@@ -81,7 +112,7 @@ def test_bfloat16_head_is_read_exactly() -> None:
 
 
 def test_bfloat16_hidden_states_stay_near() -> None:
-    """The path of a GPU: multiplications in bfloat16, sums in float32, gradient in bfloat16."""
+    """A GPU's dtypes: factors in bfloat16, sums in float32, gradient in bfloat16."""
     hidden, head, labels, weights = _case(dtype=torch.bfloat16)
     ours = hidden.bfloat16().requires_grad_()
     theirs = hidden.bfloat16().float().requires_grad_()
@@ -90,24 +121,50 @@ def test_bfloat16_hidden_states_stay_near() -> None:
     sums.nll.backward()
     nll.backward()
     assert sums.nll.dtype == torch.float32
-    assert sums.nll.item() == pytest.approx(nll.item(), rel=1e-2)
+    assert sums.nll.item() == pytest.approx(nll.item(), rel=1e-5)
     assert ours.grad.dtype == torch.bfloat16
-    assert (ours.grad.float() - theirs.grad).norm() <= 2e-2 * theirs.grad.norm()
+    assert (ours.grad.float() - theirs.grad).norm() <= 5e-3 * theirs.grad.norm()
 
 
-def test_logits_of_the_whole_batch_never_exist(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Peak size of any tensor that is allocated stays within the chunk."""
-    monkeypatch.setattr(loss_module, "LOGIT_CHUNK_BYTES", 5 * 4 * VOCABULARY)
-    sizes: list[int] = []
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_gpus_products_on_meta_tensors(dtype: torch.dtype) -> None:
+    """Shapes, dtypes and operators of the path that no CPU takes; values are not looked at."""
+    hidden = torch.empty(7, HIDDEN, dtype=dtype, device="meta", requires_grad=True)
+    head = torch.empty(VOCABULARY, HIDDEN, dtype=torch.bfloat16, device="meta")
+    labels = torch.empty(7, dtype=torch.int64, device="meta")
+    weights = torch.empty(7, device="meta")
+    nll, correct = loss_module._WeightedCrossEntropy.apply(hidden, head, labels, weights)
+    assert (nll.shape, nll.dtype) == (correct.shape, correct.dtype) == ((), torch.float32)
+    (gradient,) = torch.autograd.grad(nll, hidden)
+    assert (gradient.shape, gradient.dtype) == (hidden.shape, dtype)
 
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            result = func(*args, **(kwargs or {}))
-            if isinstance(result, torch.Tensor):
-                sizes.append(result.numel())
-            return result
 
-    hidden, head, labels, weights = _case()
-    with Watch():
-        weighted_loss(hidden, head, labels, weights)
-    assert max(sizes) <= max(5 * VOCABULARY, head.numel())
+class _Sizes(TorchDispatchMode):
+    """The largest tensor that any operator returns in memory of its own."""
+
+    def __init__(self, *known: torch.Tensor) -> None:
+        super().__init__()
+        self.known = {tensor.untyped_storage().data_ptr() for tensor in known}
+        self.largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            storage = result.untyped_storage()
+            if storage.data_ptr() not in self.known:
+                self.largest = max(self.largest, storage.nbytes())
+        return result
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_only_slices_of_logits_and_head_exist(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(loss_module, "ROWS_AT_ONCE", 20)
+    monkeypatch.setattr(loss_module, "CPU_SLICE", 50)
+    hidden, head, labels, weights = _case(dtype=dtype)
+    hidden.requires_grad_()
+    with _Sizes(hidden, head, labels, weights) as sizes:
+        weighted_loss(hidden, head, labels, weights).nll.backward()
+    # A slice of logits or of the head, or the gradient; never logits of all rows or of all tokens.
+    assert 0 < sizes.largest <= max(20 * 50, 50 * HIDDEN, hidden.numel()) * 4

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import torch
 
 from gptoss_ft.adapters.files import (
     ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
     TRAINED_TENSORS,
     Adapter,
     LoraFactors,
@@ -15,6 +17,7 @@ from gptoss_ft.adapters.files import (
     is_expert_stem,
     read_tensor,
 )
+from gptoss_ft.adapters.targets import is_targeted
 from gptoss_ft.errors import AdapterError, Problem
 from gptoss_ft.model.checkpoint import Checkpoint, fingerprint
 from gptoss_ft.mxfp4.codec import BLOCK_SIZE
@@ -35,6 +38,7 @@ def check_adapter(adapter: Adapter, checkpoint: Checkpoint) -> None:
             for update in adapter.updates.values()
             for problem in _misfits(update, checkpoint)
         ),
+        *_missing_problems(adapter, checkpoint),
         *_trained_problems(adapter, checkpoint),
         *_value_problems(adapter),
     ]
@@ -95,6 +99,27 @@ def _matrix_shape(stem: str, checkpoint: Checkpoint) -> tuple[int, int, int] | N
         return experts, out, groups * BLOCK_SIZE
     experts, width, out = info.shape
     return experts, out, width
+
+
+def _missing_problems(adapter: Adapter, checkpoint: Checkpoint) -> Iterator[Problem]:
+    """Matrices of the base that adapter_config.json targets and no update is there for."""
+    for stem in _stems(checkpoint):
+        if stem not in adapter.updates and is_targeted(stem, adapter.config):
+            yield Problem(
+                "the adapter lacks the update of a matrix that its configuration targets",
+                stem,
+                f"no lora_A and lora_B for it in {ADAPTER_WEIGHTS}",
+                "save the adapter again, or copy all of it",
+            )
+
+
+def _stems(checkpoint: Checkpoint) -> list[str]:
+    """Every matrix of a base that an update can stand for, a projection of all experts as one."""
+    return [
+        re.sub(r"(\.weight|_blocks)$", "", name)
+        for name, info in checkpoint.tensors.items()
+        if len(info.shape) > 1 and not name.endswith(("_scales", "_bias", "embed_tokens.weight"))
+    ]
 
 
 def _trained_problems(adapter: Adapter, checkpoint: Checkpoint) -> Iterator[Problem]:

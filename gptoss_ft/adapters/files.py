@@ -27,7 +27,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from gptoss_ft.adapters.layout import expert_A, expert_B
+from gptoss_ft.adapters.layout import EXPERT_PARAMETERS, expert_A, expert_B
+from gptoss_ft.adapters.targets import ends_with_one_of
 from gptoss_ft.errors import AdapterError, Problem
 from gptoss_ft.model.checkpoint import Checkpoint, TensorInfo, read_header
 
@@ -39,9 +40,6 @@ FORMAT = 1
 
 _PICKLED_WEIGHTS = "adapter_model.bin"
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
-# Declaration order in transformers' GptOssExperts: PEFT wraps the targeted ones in this order, the
-# last one outermost, and the keys name only the wrapping.
-_EXPERT_PARAMETERS = ("gate_up_proj", "gate_up_proj_bias", "down_proj", "down_proj_bias")
 # LoraConfig fields under which an adapted layer computes something else than W + scaling * B @ A.
 _OTHER_UPDATES = (
     "alora_invocation_tokens",
@@ -352,16 +350,12 @@ def _stem(module: str, target_parameters: list[str]) -> str | None:
     if not experts:
         return module
     depth = wrapping.count(".base_layer")
-    names = [f"{before}{experts}.{name}" for name in _EXPERT_PARAMETERS]
-    wrapped = [name for name in names if _is_targeted(name, target_parameters)]
+    names = [f"{before}{experts}.{name}" for name in EXPERT_PARAMETERS]
+    wrapped = [name for name in names if ends_with_one_of(name, target_parameters)]
     if wrapping != ".base_layer" * depth or depth >= len(wrapped):
         return None
     stem = wrapped[-1 - depth]
     return None if stem.endswith("_bias") else stem
-
-
-def _is_targeted(name: str, target_parameters: list[str]) -> bool:
-    return any(name == target or name.endswith(f".{target}") for target in target_parameters)
 
 
 def _update(stem: str, pair: dict[str, TensorInfo], config: dict[str, Any]) -> LoraFactors:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import torch
 
+# Declaration order in transformers' GptOssExperts: PEFT wraps the targeted ones in this order, the
+# last one outermost, and the keys name only the wrapping.
+EXPERT_PARAMETERS = ("gate_up_proj", "gate_up_proj_bias", "down_proj", "down_proj_bias")
+
 
 def expert_A(weight: torch.Tensor, experts: int) -> torch.Tensor:
     """PEFT's `lora_A` `[E * r, in]`, experts major, as `[E, r, in]`."""
@@ -13,3 +17,13 @@ def expert_A(weight: torch.Tensor, experts: int) -> torch.Tensor:
 def expert_B(weight: torch.Tensor, experts: int) -> torch.Tensor:
     """PEFT's `lora_B` `[out, r * E]`, experts fastest, as contiguous `[E, out, r]`."""
     return weight.reshape(weight.shape[0], -1, experts).permute(2, 0, 1).contiguous()
+
+
+def joined_A(experts: torch.Tensor) -> torch.Tensor:
+    """`[E, r, in]` as PEFT's `lora_A`, the reverse of `expert_A`."""
+    return experts.reshape(-1, experts.shape[-1])
+
+
+def joined_B(experts: torch.Tensor) -> torch.Tensor:
+    """`[E, out, r]` as PEFT's `lora_B`, the reverse of `expert_B`."""
+    return experts.permute(1, 2, 0).reshape(experts.shape[1], -1)

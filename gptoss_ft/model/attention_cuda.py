@@ -4,8 +4,9 @@ The kernel takes all documents of the batch end to end, with their offsets, and 
 windows and grouped-query heads. The operators are those under `torch.nn.attention.varlen`, whose
 public function does not let the backward pass see another log-sum-exp than its own.
 
-This module has not run on a GPU yet. Its tests check shapes and dtypes on meta tensors, and values
-on the CPU with the two operators replaced by plain arithmetic.
+This module has not run on a GPU yet; the command `gpu-check` tries it on one. Its tests check
+shapes and dtypes on meta tensors, and values on the CPU with the two operators replaced by plain
+arithmetic.
 """
 
 from __future__ import annotations
@@ -121,10 +122,11 @@ def _layout(
     lengths = torch.tensor([length for _, length in starts], dtype=torch.int64)
     offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
     longest = max((length for _, length in starts), default=0)
+    offsets = offsets.to(device, non_blocking=True)  # else it waits for the device's earlier work
     if not documents.has_padding:
-        return None, offsets.to(device), longest
+        return None, offsets, longest
     index = torch.cat([torch.arange(start, start + length) for start, length in starts])
-    return index.to(device), offsets.to(device), longest
+    return index.to(device, non_blocking=True), offsets, longest
 
 
 def _pack(x: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:

@@ -119,7 +119,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
                 Problem(
                     "this shard is not a whole safetensors file",
                     str(file),
-                    str(error),
+                    f"{error}; {_damaged(file)}",
                     "copy or download it again",
                 )
             )
@@ -130,6 +130,41 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if problems:
         raise CheckpointError(problems)
     return checkpoint
+
+
+def _damaged(file: Path) -> str:
+    """Which tensors a broken shard lost: those beyond its end, or all that the index puts there."""
+    index = file.parent / INDEX_NAME
+    names = []
+    if index.is_file():
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(name for name, place in places.items() if place == file.name)
+    try:
+        header, start = _raw_header(file)
+        size = file.stat().st_size
+        ends = {name: start + entry["data_offsets"][1] for name, entry in header.items()}
+        names = [name for name, end in ends.items() if end > size] or names
+    except (OSError, ValueError, TypeError, KeyError):
+        pass  # nothing to be read of the header: the index has to do
+    if not names:
+        return "it names no tensor"
+    rest = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"it should hold {names[0]}{rest}"
+
+
+def _raw_header(file: Path) -> tuple[dict[str, Any], int]:
+    """The JSON header of a safetensors file without `__metadata__`, and where the tensors begin.
+
+    Raises:
+        ValueError: this is no such header.
+    """
+    with file.open("rb") as stream:
+        header_size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(min(header_size, file.stat().st_size)))
+    if not isinstance(header, dict):
+        raise ValueError("the header is no JSON object")
+    header.pop("__metadata__", None)
+    return header, 8 + header_size
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -207,10 +242,7 @@ def read_header(file: Path) -> list[TensorInfo]:
     """
     with safe_open(file, framework="pt"):
         pass  # safetensors validates offsets and length more strictly than needed below
-    with file.open("rb") as stream:
-        header_size = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(header_size))
-    start = 8 + header_size
+    header, start = _raw_header(file)
     infos = [
         TensorInfo(
             name,
@@ -221,7 +253,6 @@ def read_header(file: Path) -> list[TensorInfo]:
             entry["data_offsets"][1] - entry["data_offsets"][0],
         )
         for name, entry in header.items()
-        if name != "__metadata__"
     ]
     return sorted(infos, key=lambda info: info.offset)
 

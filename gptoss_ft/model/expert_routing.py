@@ -72,8 +72,9 @@ class Routing:
         device = self.order.device
         hit = [expert for expert, count in enumerate(self.counts) if count]
         ends = [0, *accumulate(self.counts[expert] for expert in hit)]
-        ids = torch.tensor(hit, dtype=torch.int64, device=device)
-        all_ends = torch.tensor(ends, dtype=torch.int32, device=device)
+        # A copy that blocks would wait for all that the device has yet to do.
+        ids = torch.tensor(hit, dtype=torch.int64).to(device, non_blocking=True)
+        all_ends = torch.tensor(ends, dtype=torch.int32).to(device, non_blocking=True)
         for first in range(0, len(hit), at_once):
             last = min(first + at_once, len(hit))
             yield Chunk(

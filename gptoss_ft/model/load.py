@@ -20,10 +20,12 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from gptoss_ft.errors import CheckpointError, Problem
+from gptoss_ft.model.allocator import return_large_buffers
 from gptoss_ft.model.attention import SINK_ATTENTION, register_sink_attention
 from gptoss_ft.model.causal_lm import WeightedGptOss
 from gptoss_ft.model.checkpoint import Checkpoint
 from gptoss_ft.model.experts import PackedExperts
+from gptoss_ft.model.prefetch import prefetch_layers
 from gptoss_ft.model.storage import StoredEmbedding, StoredLinear, StoredRouter
 
 QUANT_METHOD = "gptoss_ft_packed_mxfp4"
@@ -115,15 +117,22 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16
 
 
-def load_model(checkpoint: Checkpoint, device: torch.device | None = None) -> WeightedGptOss:
+def load_model(
+    checkpoint: Checkpoint,
+    device: torch.device | None = None,
+    save_pre_activation: bool = True,
+) -> WeightedGptOss:
     """Loads a checkpoint with frozen weights, ready for adapters.
 
-    Packed experts stay packed; the files stay memory-mapped while the model is on the CPU. A dense
-    checkpoint loads with transformers' own expert modules, in the compute dtype.
+    Packed experts stay packed. While the model is on the CPU its files stay memory-mapped and each
+    layer has the pages of its neighbour read ahead; the process returns large buffers to the system
+    from then on (see `allocator`). A dense checkpoint loads with transformers' own expert modules,
+    in the compute dtype.
 
     Args:
         checkpoint: what `open_checkpoint` returned.
         device: CUDA when there is one, else the CPU.
+        save_pre_activation: see `PackedExperts`; transformers' own modules do not know it.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = compute_dtype(device)
@@ -154,4 +163,9 @@ def load_model(checkpoint: Checkpoint, device: torch.device | None = None) -> We
     for module in model.modules():
         if isinstance(module, StoredEmbedding):
             module.compute_dtype = dtype
+        if isinstance(module, PackedExperts):
+            module.save_pre_activation = save_pre_activation
+    if device.type == "cpu":
+        return_large_buffers()
+        prefetch_layers(model)
     return model.requires_grad_(False).eval()

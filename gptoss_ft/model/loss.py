@@ -1,21 +1,29 @@
-"""Weighted next-token loss that never holds the logits of a whole batch.
+"""Weighted next-token loss that never holds logits of more than a slice of the vocabulary.
 
-Only positions with weight are scored. Their logits exist for one chunk of rows at a time, and the
-gradient to the hidden states is formed while they do, so nothing of the size of the vocabulary
-survives the forward.
+Only positions with weight are scored. Their softmax is formed online, as in flash attention: a
+slice of the vocabulary at a time, with a running maximum, so that every slice of the head is read
+and converted once. The gradient to the hidden states,
+
+    weight * (sum_v p_v head_v - head_label),
+
+is formed on the way, while a slice's probabilities exist. Besides the two products with the head
+nothing of the size of the vocabulary is computed twice, and nothing of it survives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from torch.autograd.function import once_differentiable
 
-# Up to here an allocator hands the same memory out again; beyond, every call pages in new memory.
-LOGIT_CHUNK_BYTES = 32 * 2**20
-# Narrow enough that a slice of the head and its logits stay in a CPU's cache between two passes.
-VOCABULARY_CHUNK = 4_096
+# With the vocabulary's slice this bounds the logits that exist together.
+ROWS_AT_ONCE = 2_048
+# On a CPU a slice's logits should stay in the cache from one pass to the next; on a GPU a slice
+# should be work enough for every kernel launched on it.
+CPU_SLICE = 1_024
+GPU_SLICE = 16_384
 
 
 class WeightedLoss(NamedTuple):
@@ -24,7 +32,8 @@ class WeightedLoss(NamedTuple):
     Attributes:
         nll: sum of weight times negative log-likelihood, float32 scalar, differentiable.
         weight: sum of weights, float32 scalar.
-        correct: sum of weights of positions whose most likely token is the label, float32 scalar.
+        correct: sum of weights of positions at which no token is likelier than the label, float32
+            scalar.
     """
 
     nll: torch.Tensor
@@ -39,6 +48,8 @@ def weighted_loss(
     loss_weights: torch.Tensor,
 ) -> WeightedLoss:
     """Cross-entropy of every label given the hidden state before it.
+
+    Products are formed in the dtype of the hidden states, sums and softmax in float32.
 
     Args:
         hidden_states: `[batch, length, hidden]` after the final norm.
@@ -56,8 +67,52 @@ def weighted_loss(
     return WeightedLoss(nll, weights.sum(), correct)
 
 
+@dataclass
+class _OnlineSoftmax:
+    """The softmax over the slices seen so far, for some rows.
+
+    Attributes:
+        largest: `[n]`, the largest logit.
+        total: `[n]`, sum of `exp(logit - largest)`.
+        label_logit: `[n]`, 0 until the label's slice is seen.
+        expectation: `[n, hidden]`, sum of `exp(logit - largest) * head_row`; None if not wanted.
+    """
+
+    largest: torch.Tensor
+    total: torch.Tensor
+    label_logit: torch.Tensor
+    expectation: torch.Tensor | None
+
+    @classmethod
+    def of_nothing(cls, hidden: torch.Tensor, with_expectation: bool) -> _OnlineSoftmax:
+        """Before the first slice; float32."""
+        zeros = torch.zeros(len(hidden), dtype=torch.float32, device=hidden.device)
+        expectation = torch.zeros_like(hidden, dtype=torch.float32) if with_expectation else None
+        return cls(torch.full_like(zeros, -torch.inf), zeros, zeros.clone(), expectation)
+
+    def add(self, logits: torch.Tensor, rows: torch.Tensor, labels: torch.Tensor) -> None:
+        """Takes in a slice of the vocabulary.
+
+        Args:
+            logits: float32 `[n, s]`, destroyed.
+            rows: the slice's rows of the head, `[s, hidden]`.
+            labels: int64 `[n]`, counted from the slice's start, so often outside of it.
+        """
+        largest = torch.maximum(self.largest, logits.amax(-1))
+        inside = (labels >= 0) & (labels < len(rows))
+        at_label = logits.gather(-1, labels.clamp(0, len(rows) - 1)[:, None])[:, 0]
+        self.label_logit = torch.where(inside, at_label, self.label_logit)
+        exponentials = logits.sub_(largest[:, None]).exp_()
+        shrinkage = self.largest.sub_(largest).exp_()
+        self.total.mul_(shrinkage).add_(exponentials.sum(-1))
+        if self.expectation is not None:
+            self.expectation.mul_(shrinkage[:, None])
+            _add_product(self.expectation, exponentials.to(rows.dtype), rows)
+        self.largest = largest
+
+
 class _WeightedCrossEntropy(torch.autograd.Function):
-    """Sum of weighted cross-entropies of `[n, hidden]` rows, float32 inside."""
+    """Sum of weighted cross-entropies of `[n, hidden]` rows, and the weight of the right ones."""
 
     @staticmethod
     def forward(
@@ -68,30 +123,25 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         weights: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         needs_gradient = ctx.needs_input_grad[0]
-        gradient = torch.zeros_like(hidden) if needs_gradient else None
+        gradient = torch.empty_like(hidden) if needs_gradient else None
         nll = torch.zeros((), dtype=torch.float32, device=hidden.device)
         correct = torch.zeros_like(nll)
-        rows = _rows_at_once(hidden.shape[0], head)
-        buffer = torch.empty(rows, head.shape[0], dtype=torch.float32, device=hidden.device)
-        for start in range(0, hidden.shape[0], max(rows, 1)):
-            part = slice(start, start + rows)
-            logits = buffer[: hidden[part].shape[0]]
+        for start in range(0, len(hidden), ROWS_AT_ONCE):
+            part = slice(start, start + ROWS_AT_ONCE)
             label, weight = labels[part], weights[part]
-            largest, best = _fill_logits(logits, hidden[part], head)
-            label_logit = logits.gather(-1, label[:, None])[:, 0]
-            total, expectation = _reduce_logits(logits, largest, head, hidden.dtype, needs_gradient)
-            nll += (weight * (largest + total.log() - label_logit)).sum()
-            correct += (weight * (best == label)).sum()
-            if gradient is not None:
-                # d nll / d hidden = weight * (sum_v p_v head_v - head_label)
-                difference = expectation / total[:, None] - head[label].float()
-                gradient[part] = (weight[:, None] * difference).to(hidden.dtype)
+            softmax = _softmax(hidden[part], head, label, needs_gradient)
+            nll += (weight * (softmax.largest + softmax.total.log() - softmax.label_logit)).sum()
+            correct += (weight * (softmax.label_logit >= softmax.largest)).sum()
+            if gradient is not None and softmax.expectation is not None:
+                difference = softmax.expectation.div_(softmax.total[:, None]) - head[label]
+                gradient[part] = difference.mul_(weight[:, None])
         if gradient is not None:
             ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(correct)
         return nll, correct
 
     @staticmethod
+    @once_differentiable
     def backward(
         ctx: Any, grad: torch.Tensor, _: torch.Tensor
     ) -> tuple[torch.Tensor, None, None, None]:
@@ -99,59 +149,40 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         return gradient * grad.to(gradient.dtype), None, None, None
 
 
-def _rows_at_once(rows: int, head: torch.Tensor) -> int:
-    """Rows whose logits exist together; with a wide head more, as each chunk converts all of it."""
-    vocabulary, width = head.shape
-    return min(rows, max(1, LOGIT_CHUNK_BYTES // (4 * vocabulary), width // 8))
+def _softmax(
+    hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor, with_expectation: bool
+) -> _OnlineSoftmax:
+    """The softmax of `hidden @ head.T` over the whole vocabulary."""
+    softmax = _OnlineSoftmax.of_nothing(hidden, with_expectation)
+    size = min(CPU_SLICE if hidden.device.type == "cpu" else GPU_SLICE, len(head))
+    # Buffers that every slice uses again: a large one that is new has its pages faulted in anew.
+    converted = None if head.dtype == hidden.dtype else hidden.new_empty(size, head.shape[1])
+    flat = torch.empty(len(hidden) * size, dtype=torch.float32, device=hidden.device)
+    for start in range(0, len(head), size):
+        rows = head[start : start + size]
+        if converted is not None:
+            rows = converted[: len(rows)].copy_(rows)
+        logits = flat[: len(hidden) * len(rows)].view(len(hidden), len(rows))
+        _multiply(hidden, rows.T, logits)
+        softmax.add(logits, rows, labels - start)
+    return softmax
 
 
-def _slices(vocabulary: int) -> Iterator[slice]:
-    for start in range(0, vocabulary, VOCABULARY_CHUNK):
-        yield slice(start, min(start + VOCABULARY_CHUNK, vocabulary))
+def _multiply(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> None:
+    """`out = left @ right`, float32 whatever the dtype of the factors, never rounded to it."""
+    if left.dtype == torch.float32:
+        torch.mm(left, right, out=out)
+    elif left.device.type == "cpu":
+        torch.mm(left.float(), right.float(), out=out)
+    else:
+        torch.mm(left, right, out_dtype=torch.float32, out=out)
 
 
-def _fill_logits(
-    logits: torch.Tensor, hidden: torch.Tensor, head: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Writes `hidden @ head.T`, converting the head a slice at a time.
-
-    Returns:
-        largest logit of every row, `[n]` float32, and its token, `[n]` int64.
-    """
-    largest = torch.full_like(logits[:, 0], -torch.inf)
-    best = torch.zeros_like(largest, dtype=torch.int64)
-    for part in _slices(head.shape[0]):
-        rows = head[part].to(hidden.dtype)
-        if hidden.dtype == logits.dtype:
-            torch.mm(hidden, rows.T, out=logits[:, part])  # without a temporary
-        else:
-            logits[:, part] = hidden @ rows.T
-        value, index = logits[:, part].max(-1)
-        best = torch.where(value > largest, index + part.start, best)
-        largest = torch.maximum(largest, value)
-    return largest, best
-
-
-def _reduce_logits(
-    logits: torch.Tensor,
-    largest: torch.Tensor,
-    head: torch.Tensor,
-    dtype: torch.dtype,
-    with_expectation: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sums of `exp(logit - largest)` over the vocabulary, destroying the logits.
-
-    Returns:
-        the sum, `[n]`, and the sum times the rows of the head, `[n, hidden]`, zero unless asked
-        for; both float32. Their quotient is the expected row of the head.
-    """
-    total = torch.zeros_like(largest)
-    expectation = torch.zeros(
-        logits.shape[0], head.shape[1], dtype=torch.float32, device=head.device
-    )
-    for part in _slices(head.shape[0]):
-        exponentials = logits[:, part].sub_(largest[:, None]).exp_()
-        total += exponentials.sum(-1)
-        if with_expectation:
-            expectation += exponentials.to(dtype) @ head[part].to(dtype)
-    return total, expectation
+def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """`total += left @ right` in float32 as in `_multiply`."""
+    if left.dtype == torch.float32:
+        total.addmm_(left, right)
+    elif left.device.type == "cpu":
+        total.addmm_(left.float(), right.float())
+    else:
+        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)

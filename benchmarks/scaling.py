@@ -1,0 +1,183 @@
+"""How a training step's cost grows with tokens, experts and rank, against its bare arithmetic.
+
+    python benchmarks/scaling.py [hidden=1024] [layers=4] [vocabulary=16384] [repeats=3] [threads=1]
+
+CPU seconds of an optimizer step of our trainer (half of the tokens trained, adapters on q, k, v, o
+and every expert) on a mid-sized model of the released layout whose routing is spread over all
+experts. One of tokens (128 to 2,048), experts (8 to 128) and rank (8 to 64) varies, the others are
+those of `BASE`. The vocabulary is small so that the head does not hide the rest.
+
+The arithmetic, in the same process and interleaved with the steps: all matrix products (see
+`arithmetic.py`) with attention's, unpacking of every expert that is hit, forward and backward, into
+one buffer, and clipping and AdamW on the adapter's parameters.
+
+`exponent` is the least-squares slope of log cost over log value, `arithmetic_exponent` that of the
+arithmetic, `excess` their difference. Exits with 1 if one is above `TOLERANCE`, which is a tenth
+over the whole range. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from arithmetic import Matrices, StepShape, score_products, seconds_of, step_seconds
+from full_size import row_of
+from laps import routed_pairs
+from measure import interleaved, medians, settings_from
+from synthetic import write_synthetic
+from trainers import our_trainer, say, stepper
+
+from gptoss_ft.model.expert_products import TILE_VALUES
+from gptoss_ft.model.experts import PackedExperts
+from gptoss_ft.model.tiny import TinyOptions, tiny_config
+from gptoss_ft.mxfp4.codec import unpack
+
+DEFAULTS = {"hidden": 1024, "layers": 4, "vocabulary": 16_384, "repeats": 3, "threads": 1}
+BASE = {"tokens": 512, "experts": 32, "rank": 8}
+AXES = {
+    "tokens": (128, 256, 512, 1024, 2048),
+    "experts": (8, 16, 32, 64, 128),
+    "rank": (8, 16, 32, 64),
+}
+TOLERANCE = 0.04  # 16 ** 0.04 = 1.12
+Point = dict[str, int]
+
+
+def points() -> dict[str, list[Point]]:
+    """The points of every axis; the one they share is in each."""
+    return {axis: [{**BASE, axis: value} for value in values] for axis, values in AXES.items()}
+
+
+def config_of(point: Point, settings: dict[str, int]) -> dict[str, Any]:
+    """config.json of the model of a point."""
+    hidden = settings["hidden"]
+    sizes = TinyOptions(
+        layers=settings["layers"],
+        hidden_size=hidden,
+        intermediate_size=hidden,
+        heads=hidden // 64,
+        kv_heads=max(1, hidden // 512),
+        experts=point["experts"],
+    )
+    return {**tiny_config(sizes), "vocab_size": settings["vocabulary"], "pad_token_id": 0}
+
+
+@contextmanager
+def built(point: Point, config: dict[str, Any]) -> Iterator[Any]:
+    """Our trainer on a synthetic checkpoint, which is removed afterwards."""
+    with tempfile.TemporaryDirectory(prefix="gptoss-ft-scaling-") as folder:
+        write_synthetic(Path(folder), config)
+        rows = datasets.Dataset.from_list([row_of(2, seed=1, vocabulary=config["vocab_size"])])
+        yield our_trainer(Path(folder), rows, point["rank"])
+
+
+def measure_point(trainer: Any, config: dict[str, Any], point: Point, repeats: int) -> Any:
+    """Median CPU seconds of the step and of its arithmetic."""
+    row = row_of(point["tokens"], seed=2, vocabulary=config["vocab_size"])
+    batch = trainer.data_collator([row])
+    counts = routed_pairs(trainer.model.get_base_model().model, point["experts"])
+    step = stepper(trainer)
+    step(batch)
+    scored = point["tokens"] // 2
+    shape = StepShape(config, [list(c) for c in counts], point["tokens"], scored, point["rank"])
+    matrices, update = Matrices(), update_of(trainer)
+    sides = {
+        "step": lambda: step(batch),
+        "products": lambda: [
+            step_seconds(shape, matrices),
+            seconds_of(score_products(shape), matrices),
+        ],
+        "unpack": lambda: unpack_hit(trainer.model, shape),
+        "update": update,
+    }
+    for name in ("products", "unpack", "update"):
+        sides[name]()
+    return medians(interleaved(sides, repeats))
+
+
+def unpack_hit(model: torch.nn.Module, shape: StepShape) -> None:
+    """Every expert that is hit into one buffer of the size that the step uses, twice."""
+    buffer = torch.empty(TILE_VALUES)
+    blocks = [module for module in model.modules() if isinstance(module, PackedExperts)]
+    for block, counts in zip(blocks, shape.counts, strict=True):
+        for expert in [expert for expert, count in enumerate(counts) if count] * 2:
+            for name in ("gate_up_proj", "down_proj"):
+                packed = block.get_parameter(name)[expert]
+                scales = block.get_parameter(f"{name}_scales")[expert]
+                width = scales.shape[1] * 32
+                rows = TILE_VALUES // width
+                for part, scale in zip(packed.split(rows), scales.split(rows), strict=True):
+                    unpack(part, scale, out=buffer[: len(part) * width].view(len(part), width))
+
+
+def update_of(trainer: Any) -> Callable[[], None]:
+    """Clipping and AdamW on tensors of the adapter's shapes."""
+    trained = [p for p in trainer.model.parameters() if p.requires_grad]
+    copies = [torch.nn.Parameter(torch.randn_like(p)) for p in trained]
+    for copy in copies:
+        copy.grad = torch.randn_like(copy)
+    optimizer = torch.optim.AdamW(copies, fused=True)
+
+    def update() -> None:
+        torch.nn.utils.clip_grad_norm_(copies, 1.0)
+        optimizer.step()
+
+    return update
+
+
+def slope(values: list[int], seconds: list[float]) -> float:
+    """Of log seconds over log values."""
+    logs = [math.log(s) for s in seconds]
+    return statistics.linear_regression([math.log(v) for v in values], logs).slope
+
+
+def axis_result(axis: str, measured: list[dict[str, float]]) -> dict[str, Any]:
+    """Table and exponents of one axis."""
+    values = list(AXES[axis])
+    steps = [point["step"] for point in measured]
+    bare = [point["products"] + point["unpack"] + point["update"] for point in measured]
+    exponents = slope(values, steps), slope(values, bare)
+    return {
+        "values": values,
+        "cpu_s": steps,
+        "arithmetic_s": [round(seconds, 4) for seconds in bare],
+        "over_arithmetic": [round(s / b, 3) for s, b in zip(steps, bare, strict=True)],
+        "exponent": round(exponents[0], 3),
+        "arithmetic_exponent": round(exponents[1], 3),
+        "excess": round(exponents[0] - exponents[1], 3),
+    }
+
+
+def main() -> None:
+    """Runs the benchmark and prints its result."""
+    settings = settings_from(sys.argv[1:], DEFAULTS)
+    torch.set_num_threads(settings["threads"])
+    measured: dict[tuple[int, ...], dict[str, float]] = {}
+    for point in [point for found in points().values() for point in found]:
+        key = tuple(point.values())
+        if key not in measured:
+            say(f"measuring {point}")
+            config = config_of(point, settings)
+            with built(point, config) as trainer:
+                measured[key] = measure_point(trainer, config, point, settings["repeats"])
+    axes = {
+        axis: axis_result(axis, [measured[tuple(point.values())] for point in found])
+        for axis, found in points().items()
+    }
+    result = {"benchmark": "scaling", "axes": axes, "base": BASE, **settings}
+    print(json.dumps(result))
+    sys.exit(0 if all(axis["excess"] <= TOLERANCE for axis in axes.values()) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""The path of a GPU on meta tensors: shapes, dtypes, and when the host waits for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from host_copies import HostCopies
+from torch import nn
+from transformers import GptOssConfig
+
+from gptoss_ft.adapters.model import AdaptedModel, AdapterInfo, add_adapter
+from gptoss_ft.adapters.options import AdapterOptions
+from gptoss_ft.model import attention, expert_products
+from gptoss_ft.model.attention import SINK_ATTENTION, register_sink_attention
+from gptoss_ft.model.causal_lm import WeightedGptOss
+from gptoss_ft.model.expert_products import GroupedProducts, LoopedProducts, Products
+from gptoss_ft.model.experts import LowRank, PackedExperts
+from gptoss_ft.model.load import replace_layers
+from gptoss_ft.model.storage import StoredEmbedding
+from gptoss_ft.mxfp4.codec import unpack
+
+LAYERS, EXPERTS, TOP = 4, 8, 2
+BATCH, LENGTH = 2, 300
+LOOPS: list[Callable[[], Products]] = [GroupedProducts, LoopedProducts]
+SHAPE = (BATCH, LENGTH)
+DOCUMENTS = torch.tensor([[1] * 170 + [2] * 120 + [0] * 10, [1] * 300])
+
+
+def _config() -> GptOssConfig:
+    config = GptOssConfig(
+        num_hidden_layers=LAYERS,
+        hidden_size=128,
+        intermediate_size=96,
+        num_local_experts=EXPERTS,
+        num_experts_per_tok=TOP,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=64,
+        vocab_size=1024,
+        pad_token_id=None,
+        dtype=torch.bfloat16,
+    )
+    config._attn_implementation = SINK_ATTENTION
+    return config
+
+
+def _counts(pairs: int) -> torch.Tensor:
+    """How a router might spread pairs: unevenly, one expert with none."""
+    counts = torch.full((EXPERTS,), pairs // EXPERTS)
+    counts[0] += counts[1] + pairs % EXPERTS
+    counts[1] = 0
+    return counts
+
+
+@pytest.fixture(autouse=True)
+def _tables_of_the_codec_are_there() -> None:
+    """They are copied to a device once in a process."""
+    with torch.device("meta"):
+        blocks = torch.empty(1, 1, 16, dtype=torch.uint8)
+        unpack(blocks, torch.empty(1, 1, dtype=torch.uint8), torch.bfloat16)
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> AdaptedModel:
+    """A packed gpt-oss with every kind of adapter, on meta, as `load_model` makes it on a GPU."""
+    monkeypatch.setattr(attention, "_has_kernel", lambda query: True)
+    register_sink_attention()
+    config = _config()
+    with torch.device("meta"):
+        base = WeightedGptOss(config)
+        replace_layers(base, config)
+        base.to(torch.bfloat16).requires_grad_(False)
+        for module in base.modules():
+            if isinstance(module, StoredEmbedding):
+                module.compute_dtype = torch.bfloat16
+        options = AdapterOptions(["attention", "experts", "lossless"], r=8, expert_r=4)
+        return add_adapter(base, options, AdapterInfo((), "", ""))
+
+
+def _experts(model: nn.Module) -> list[PackedExperts]:
+    return [module for module in model.modules() if isinstance(module, PackedExperts)]
+
+
+def _batch() -> dict[str, Any]:
+    """What the trainer calls the model with."""
+    with torch.device("meta"):
+        ids = torch.empty(SHAPE, dtype=torch.int64)
+        return {
+            "input_ids": ids,
+            "labels": ids,
+            "position_ids": ids,
+            "document_ids": ids,
+            "loss_weights": torch.empty(SHAPE),
+            "use_cache": False,
+        }
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_step_copies_once_a_layer_to_the_host(
+    model: AdaptedModel, loop: Callable[[], Products], checkpointing: bool
+) -> None:
+    """Forward and backward of the whole model; recomputing a layer copies its counts again."""
+    for experts in _experts(model):
+        experts.products = lambda device: loop()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    pairs = BATCH * LENGTH * TOP
+    answers = {(EXPERTS,): _counts(pairs), SHAPE: DOCUMENTS}
+    with HostCopies(answers, scored=200) as host:
+        output = model.train()(**_batch())
+        assert host.copies == {(EXPERTS,): LAYERS, SHAPE: 1}
+        output.loss.backward()
+    assert host.copies == {(EXPERTS,): LAYERS * (1 + checkpointing), SHAPE: 1}
+    assert host.asked <= 3, "of the loss, once a step"
+    assert output.loss.dtype == torch.float32
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert len(trained) > 10 * LAYERS
+    for name, parameter in trained.items():
+        assert parameter.dtype == torch.float32, name
+        assert parameter.grad is not None, name
+        assert parameter.grad.dtype == torch.float32, name
+        assert parameter.grad.shape == parameter.shape, name
+
+
+def test_states_between_layers_are_bfloat16(model: AdaptedModel) -> None:
+    """bfloat16 computes, also behind float32 adapters, norms, routers and sinks."""
+    seen: dict[str, set[torch.dtype]] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            first = output[0] if isinstance(output, tuple) else output
+            seen.setdefault(name, set()).add(first.dtype)
+
+        return hook
+
+    watched = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm", "q_proj", "norm")
+    for experts in _experts(model):
+        experts.products = lambda device: GroupedProducts()
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in watched:
+            module.register_forward_hook(note(name.rpartition(".")[2]))
+    answers = {(EXPERTS,): _counts(BATCH * LENGTH * TOP), SHAPE: DOCUMENTS}
+    with HostCopies(answers, scored=200):
+        model(**_batch())
+    assert seen == {name: {torch.bfloat16} for name in watched}
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("chunk_bytes", [1, 1 << 30])
+@pytest.mark.parametrize("keep", [True, False])
+def test_the_expert_block_alone(
+    loop: Callable[[], Products], chunk_bytes: int, keep: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One expert at a time or all at once; nothing but the counts is read, and they once."""
+    monkeypatch.setattr(expert_products, "CHUNK_BYTES", chunk_bytes)
+    with torch.device("meta"):
+        block = PackedExperts(_config()).to(torch.bfloat16)
+        x = torch.empty(40, 128, dtype=torch.bfloat16, requires_grad=True)
+        weights = torch.empty(40, TOP, dtype=torch.bfloat16, requires_grad=True)
+        indices = torch.empty(40, TOP, dtype=torch.int64)
+        factors = [
+            torch.empty(shape, requires_grad=True)
+            for shape in ((EXPERTS, 3, 128), (EXPERTS, 192, 3), (EXPERTS, 3, 96), (EXPERTS, 128, 3))
+        ]
+    block.products, block.save_pre_activation = (lambda device: loop()), keep
+    updates = [(LowRank(A, B, 0.5),) for A, B in (factors[:2], factors[2:])]
+    with HostCopies({(EXPERTS,): _counts(40 * TOP)}) as host:
+        output = block(x, indices, weights, *updates)
+        leaves = [x, weights, *factors]
+        found = torch.autograd.grad(output, leaves, torch.empty_like(output))
+    assert host.copies == {(EXPERTS,): 1}
+    assert (output.shape, output.dtype) == (x.shape, torch.bfloat16)
+    for leaf, gradient in zip(leaves, found, strict=True):
+        assert (gradient.shape, gradient.dtype) == (leaf.shape, leaf.dtype)
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda x: x.tolist(),
+        lambda x: x[0].item(),
+        lambda x: x.cpu(),
+        lambda x: bool(x[0]),
+        lambda x: x.nonzero(),
+        lambda x: x[x > 0],
+        lambda x: x.masked_fill_(x > 0, 1)[x > 0],
+        lambda x: x.repeat_interleave(x),
+        lambda x: x.copy_(torch.zeros(4)),
+        lambda x: torch.zeros(4).copy_(x),
+        lambda x: torch.ones(4).to(x.device),
+        lambda x: torch.tensor([1, 2], device=x.device),
+        lambda x: x.new_tensor([1, 2]),
+        lambda x: torch.equal(x, x),
+        lambda x: x.__setitem__(x > 0, 1),
+    ],
+)
+def test_whatever_waits_for_the_device_is_refused(wait: Callable[[torch.Tensor], Any]) -> None:
+    """What the tests above rely on."""
+    device = torch.empty(4, dtype=torch.int64, device="meta")
+    with pytest.raises(AssertionError), HostCopies({}):
+        wait(device)
+    with HostCopies({}):
+        torch.ones(4).to("meta", non_blocking=True)
