@@ -2,8 +2,9 @@
 
 Targets:
 
-- `mxfp4`: the released layout. Expert blocks and scales are copied bit for bit, so an adapter with
-  LoRA on the experts is refused: on the 4-bit grid a typical update rounds away.
+- `mxfp4`: the released layout. Scales are always the base's. Expert blocks are the base's too
+  unless `experts` says to round trained experts into them; with `experts=adapter` what was trained
+  in the experts goes into an adapter of its own, in the folder `expert_adapter` of the output.
 - `bf16`: the dense layout of transformers; experts are `experts.gate_up_proj` and
   `experts.down_proj`, `[E, in, out]`, without `quantization_config`.
 """
@@ -11,19 +12,33 @@ Targets:
 from __future__ import annotations
 
 import math
+import re
 import shutil
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
+import torch
+
+import gptoss_ft
 from gptoss_ft.adapters.check import check_adapter
-from gptoss_ft.adapters.files import Adapter, LoraFactors, base_names, open_adapter
-from gptoss_ft.errors import AdapterError, CheckpointError, MergeError, Problem
-from gptoss_ft.export.transformers import companion_files
-from gptoss_ft.files import is_empty
+from gptoss_ft.adapters.files import (
+    ADAPTER_WEIGHTS,
+    Adapter,
+    LoraFactors,
+    base_names,
+    open_adapter,
+)
+from gptoss_ft.errors import GptOssFtError, MergeError, Problem
+from gptoss_ft.files import sha256_file
+from gptoss_ft.merge import check
+from gptoss_ft.merge.combine import Changes, TrainedValue, combine
+from gptoss_ft.merge.expert_adapter import FOLDER, ExpertAdapter, plan_expert_adapter
+from gptoss_ft.merge.options import MergeOptions
 from gptoss_ft.model.checkpoint import (
+    DTYPES,
     Checkpoint,
     TensorInfo,
     expected_shapes,
@@ -31,52 +46,19 @@ from gptoss_ft.model.checkpoint import (
     open_checkpoint,
 )
 
-TARGETS = ("mxfp4", "bf16")
-_BYTES = {"U8": 1, "BF16": 2}
-
-
-@dataclass
-class MergeOptions:
-    """What to merge into what.
-
-    Attributes:
-        base: folder of the checkpoint that the adapter was trained on.
-        adapter: folder of the adapter.
-        out: folder to write; must not exist or be empty.
-        to: `mxfp4` (released layout) or `bf16` (dense).
-        max_shard_gb: largest shard in units of 10^9 bytes; a larger tensor has a shard of its own.
-        dry_run: show the plan only.
-    """
-
-    base: str = ""
-    adapter: str = ""
-    out: str = ""
-    to: str = "mxfp4"
-    max_shard_gb: float = 5.0
-    dry_run: bool = False
-
-    def problems(self, key: str = "") -> list[Problem]:
-        """Everything that is wrong about the values themselves; the disk is not looked at."""
-        found = [
-            Problem("must name a folder", key + name, mend=f"say {name}=DIR")
-            for name in ("base", "adapter", "out")
-            if not getattr(self, name)
-        ]
-        if self.to not in TARGETS:
-            found.append(Problem("unknown target", f"{key}to", repr(self.to), "mxfp4 or bf16"))
-        if not self.max_shard_gb > 0:
-            found.append(Problem("must be above 0", f"{key}max_shard_gb", str(self.max_shard_gb)))
-        return found
-
 
 class Action(StrEnum):
     """How an output tensor comes about."""
 
     COPY = "copy"  # the bytes of the base
-    ADD = "add"  # base + scaling * B @ A, rounded to bfloat16
+    ADD = "add"  # base + what the adapters add, rounded to bfloat16
     REPLACE = "replace"  # the trained values, rounded to bfloat16
     DEQUANTIZE = "dequantize"  # MXFP4 experts as bfloat16, exact
     DEQUANTIZE_ADD = "dequantize_add"  # MXFP4 experts + scaling * B @ A, rounded to bfloat16
+    NEAREST = "nearest"  # MXFP4 experts + scaling * B @ A, each value rounded on the base's scales
+    GPTQ = "gptq"  # the same, errors compensated for calibration rows
+    CORRECT = "correct"  # bias of experts rounded by gptq, with what makes up for their mean error
+    FACTOR = "factor"  # a factor of the separate adapter of the experts
 
 
 @dataclass(frozen=True)
@@ -86,11 +68,13 @@ class PlannedTensor:
     Attributes:
         name: name in the output.
         action: how it is made.
-        dtype: `BF16` or `U8`.
+        dtype: as safetensors calls it.
         shape: as written.
-        base: headers of the base tensors it is made from: one, or blocks and scales.
-        update: low-rank update, for `ADD` and `DEQUANTIZE_ADD`.
-        trained: header of the trained tensor, for `REPLACE`.
+        base: headers of the base tensors it is made from: one, or blocks and scales; none for a
+            `FACTOR`.
+        updates: low-rank updates that go into it, one of each adapter that has one.
+        trained: fully trained values that go into it.
+        factor: `A` or `B` for a `FACTOR`, which takes this half of each update.
     """
 
     name: str
@@ -98,13 +82,19 @@ class PlannedTensor:
     dtype: str
     shape: tuple[int, ...]
     base: tuple[TensorInfo, ...]
-    update: LoraFactors | None = None
-    trained: TensorInfo | None = None
+    updates: tuple[LoraFactors, ...] = ()
+    trained: tuple[TrainedValue, ...] = ()
+    factor: str = ""
 
     @property
     def nbytes(self) -> int:
         """Bytes in the output."""
-        return math.prod(self.shape) * _BYTES[self.dtype]
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
+    @property
+    def unit(self) -> str:
+        """Tensors of one unit stand in one shard: blocks, scales and biases of a projection."""
+        return re.sub(r"(\.experts\.\w+_proj)_(blocks|scales|bias)$", r"\1", self.name)
 
 
 @dataclass(frozen=True)
@@ -114,36 +104,61 @@ class PlannedShard:
     file: str
     tensors: tuple[PlannedTensor, ...]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
 
 @dataclass(frozen=True)
 class MergePlan:
     """A merge that has been checked and can be written.
 
     Attributes:
-        options: what was asked for.
+        options: what was asked for, `experts` being filled in.
         checkpoint: the base.
-        adapter: the adapter.
+        adapters: the adapters, in the order of their weights.
+        changes: what the adapters do together, with their weights.
         base_fingerprint: of the base.
-        shards: the files to write.
+        inputs: what determines every byte of the output, for the journal and the manifest.
+        shards: the model's files, in the order in which they are written.
+        expert_adapter: the separate adapter of the experts, with `experts=adapter`.
         free_bytes: free space on the disk of `options.out`.
     """
 
     options: MergeOptions
     checkpoint: Checkpoint = field(repr=False)
-    adapter: Adapter = field(repr=False)
+    adapters: tuple[Adapter, ...] = field(repr=False)
+    changes: Changes = field(repr=False)
     base_fingerprint: str
+    inputs: dict[str, Any] = field(repr=False)
     shards: tuple[PlannedShard, ...] = field(repr=False)
+    expert_adapter: ExpertAdapter | None = field(repr=False)
     free_bytes: int
 
     @property
+    def files(self) -> tuple[PlannedShard, ...]:
+        """Every safetensors file: the model's, and the separate adapter's."""
+        if self.expert_adapter is None:
+            return self.shards
+        factors = tuple(
+            PlannedTensor(
+                *(item.name, Action.FACTOR, item.dtype, item.shape, (), item.parts),
+                factor=item.factor,
+            )
+            for item in self.expert_adapter.factors
+        )
+        return (*self.shards, PlannedShard(f"{FOLDER}/{ADAPTER_WEIGHTS}", factors))
+
+    @property
     def tensors(self) -> Iterator[PlannedTensor]:
-        """All output tensors, shard by shard."""
-        return (tensor for shard in self.shards for tensor in shard.tensors)
+        """All output tensors, file by file."""
+        return (tensor for shard in self.files for tensor in shard.tensors)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all output tensors."""
-        return sum(tensor.nbytes for tensor in self.tensors)
+        return sum(shard.nbytes for shard in self.files)
 
     def totals(self) -> dict[str, dict[str, int]]:
         """`{action: {"tensors": count, "bytes": bytes}}` for the actions that occur."""
@@ -154,204 +169,173 @@ class MergePlan:
                 totals[action.value] = {"tensors": len(sizes), "bytes": sum(sizes)}
         return totals
 
-    def lines(self) -> list[str]:
-        """The plan as a short table to read."""
-        adapter, options = self.adapter, self.options
-        experts = "MXFP4" if self.checkpoint.is_packed else "dense"
-        lines = [
-            f"base     {options.base} ({experts} experts, {_gigabytes(self.checkpoint.nbytes)})",
-            f"adapter  {options.adapter} ({len(adapter.updates)} low-rank updates, "
-            f"{len(adapter.trained)} trained tensors)",
-            f"out      {options.out} (to={options.to})",
-            "",
-            f"{'action':<16}{'tensors':>8}{'size':>14}",
-        ]
-        for action, total in self.totals().items():
-            lines.append(f"{action:<16}{total['tensors']:>8}{_gigabytes(total['bytes']):>14}")
-        count = sum(1 for _ in self.tensors)
-        lines.append(f"{'all':<16}{count:>8}{_gigabytes(self.nbytes):>14}")
-        return [*lines, "", f"shards: {len(self.shards)}", f"free:   {_gigabytes(self.free_bytes)}"]
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.3f} GB"
-
 
 def plan_merge(options: MergeOptions) -> MergePlan:
     """Plans a merge and checks everything that can be checked before writing.
 
-    Reads headers, a few MB of the base for its fingerprint, and the adapter's values.
+    Reads headers, a few MB of the base for its fingerprint, the adapters' values, and the scales
+    of experts that will be unpacked.
 
     Raises:
-        MergeError: with every problem of the options, the base, the adapter, their fit, the disk.
+        MergeError: with every problem of the options, the base, the adapters, their fit, the disk.
     """
-    problems = options.problems()
-    checkpoint, adapter = _open(options, problems)
-    out = Path(options.out)
-    if options.out:
-        problems += _out_problems(options)
-    if checkpoint is not None and adapter is not None:
-        problems += _target_problems(options.to, checkpoint, adapter)
-    if problems or checkpoint is None or adapter is None:
+    problems = [*options.problems(), *check.file_problems(options)]
+    checkpoint, adapters = _open(options, problems)
+    if checkpoint is not None:
+        problems += check.base_problems(options, checkpoint)
+    if problems or checkpoint is None:
         raise MergeError(problems)
-    tensors = list(_plan_tensors(checkpoint, adapter, options.to))
+    changes = combine(zip(adapters, options.adapter_weights, strict=True))
+    options, problems = check.with_experts(options, changes, checkpoint)
+    problems += check.calibration_problems(options)
+    if problems:
+        raise MergeError(problems)
+    found = fingerprint(checkpoint)
+    inputs = _inputs(options, adapters, found)
+    tensors = list(_plan_tensors(checkpoint, changes, options))
+    layers = checkpoint.config["num_hidden_layers"]
+    separate = options.experts == "adapter"
     plan = MergePlan(
         options=options,
         checkpoint=checkpoint,
-        adapter=adapter,
-        base_fingerprint=fingerprint(checkpoint),
+        adapters=adapters,
+        changes=changes,
+        base_fingerprint=found,
+        inputs=inputs,
         shards=_plan_shards(tensors, round(options.max_shard_gb * 1e9)),
-        free_bytes=shutil.disk_usage(_existing_parent(out)).free,
+        expert_adapter=plan_expert_adapter(changes, adapters[0], layers) if separate else None,
+        free_bytes=shutil.disk_usage(check.existing_parent(Path(options.out))).free,
     )
-    problems = [*_unconsumed(plan), *_disk_problems(plan)]
+    problems = [*check.unconsumed(plan.tensors, changes), *check.disk_problems(plan)]
+    problems += [*check.scale_problems(plan.tensors), *check.begun_problems(options, inputs)]
     if problems:
         raise MergeError(problems)
     return plan
 
 
+def _inputs(
+    options: MergeOptions, adapters: tuple[Adapter, ...], base_fingerprint: str
+) -> dict[str, Any]:
+    """Everything that the bytes of the output depend on, as JSON values."""
+    return {
+        "tool": f"gptoss-ft {gptoss_ft.__version__}, torch {torch.__version__}",
+        "base": base_fingerprint,
+        "adapters": [
+            {"weight": weight, "files": {file.name: sha256_file(file) for file in adapter.files}}
+            for adapter, weight in zip(adapters, options.adapter_weights, strict=True)
+        ],
+        "to": options.to,
+        "experts": options.experts,
+        "calibration": sha256_file(Path(options.calibration)) if options.calibration else None,
+        "calibration_rows": options.calibration_rows if options.calibration else None,
+        "statistics": options.statistics,
+        "max_shard_gb": options.max_shard_gb,
+    }
+
+
 def _open(
     options: MergeOptions, problems: list[Problem]
-) -> tuple[Checkpoint | None, Adapter | None]:
-    """Base and adapter, checked against each other; what is wrong is added to `problems`."""
-    checkpoint, adapter = None, None
+) -> tuple[Checkpoint | None, tuple[Adapter, ...]]:
+    """Base and adapters, checked against each other; what is wrong is added to `problems`."""
+    checkpoint, adapters = None, []
     if options.base:
         try:
             checkpoint = open_checkpoint(Path(options.base))
-        except CheckpointError as error:
+        except GptOssFtError as error:
             problems += error.problems
-    if options.adapter:
+    for path in options.adapters:
         try:
-            adapter = open_adapter(Path(options.adapter))
+            adapter = open_adapter(path)
             if checkpoint is not None:
                 check_adapter(adapter, checkpoint)
-        except AdapterError as error:
+            adapters.append(adapter)
+        except GptOssFtError as error:
             problems += error.problems
-    return checkpoint, adapter
+    return checkpoint, tuple(adapters)
 
 
-def _out_problems(options: MergeOptions) -> Iterator[Problem]:
-    out = Path(options.out)
-    for name in ("base", "adapter"):
-        value = getattr(options, name)
-        if value and Path(value).resolve() == out.resolve():
-            yield Problem(f"out is the {name} itself", f"out={out}", mend="choose another folder")
-            return
-    if not is_empty(out):
-        what = "the folder is not empty" if out.is_dir() else "a file is in the way"
-        yield Problem(what, f"out={out}", mend="choose another folder or remove it")
-
-
-def _target_problems(to: str, checkpoint: Checkpoint, adapter: Adapter) -> Iterator[Problem]:
-    experts = [update.stem for update in adapter.updates.values() if update.is_experts]
-    if to == "mxfp4" and not checkpoint.is_packed:
-        yield Problem(
-            "a dense base cannot be merged to MXFP4",
-            f"base={checkpoint.path}",
-            "its experts have no MXFP4 blocks and scales to keep",
-            "to=bf16, or give the MXFP4 checkpoint that the dense one was made from",
-        )
-    elif to == "mxfp4" and experts:
-        yield Problem(
-            "LoRA on the experts cannot be merged to MXFP4: rounding base + update back to the "
-            "4-bit grid erases updates of the usual size, up to about a hundredth of the weights",
-            f"adapter={adapter.path}",
-            f"updates of {len(experts)} expert projections, such as {experts[0]}",
-            "to=bf16; or keep the adapter beside the base, exact: gptoss-ft generate "
-            f"model={checkpoint.path} adapter={adapter.path}; or train with the lossless adapter, "
-            "which leaves the 4-bit weights of the experts as they are",
-        )
-    for info in checkpoint.tensors.values():
-        if info.dtype not in _BYTES:
-            yield Problem(
-                "only bfloat16 checkpoints can be merged",
-                info.name,
-                f"{info.dtype} in {info.file.name}",
-                "convert the base to bfloat16 first",
-            )
-
-
-def _plan_tensors(checkpoint: Checkpoint, adapter: Adapter, to: str) -> Iterator[PlannedTensor]:
-    """Every output tensor, in the order in which the base is read sequentially."""
-    updates = {base_names(stem, checkpoint)[0]: update for stem, update in adapter.updates.items()}
+def _plan_tensors(
+    checkpoint: Checkpoint, changes: Changes, options: MergeOptions
+) -> Iterator[PlannedTensor]:
+    """Every output tensor of the model, layer by layer."""
+    updates = {
+        base_names(stem, checkpoint)[0]: parts
+        for stem, parts in changes.updates.items()
+        if options.experts != "adapter" or not parts[0].is_experts
+    }
+    rounded = {name.removesuffix("_blocks") for name in updates if name.endswith("_blocks")}
     dense_shapes = expected_shapes(checkpoint.config, packed=False)
-    for name, info in checkpoint.tensors.items():
-        update, trained = updates.get(name), adapter.trained.get(name)
-        if to == "bf16" and name.endswith("_scales"):
+    for name, info in sorted(checkpoint.tensors.items(), key=lambda item: _place(item[0])):
+        arguments: dict[str, Any] = {
+            "updates": updates.get(name, ()),
+            "trained": changes.trained.get(name, ()),
+        }
+        stem, _, part = name.rpartition("_")
+        if part == "scales" and options.to == "bf16":
             continue  # goes into the tensor of its blocks
-        if to == "bf16" and name.endswith("_blocks"):
-            stem = name.removesuffix("_blocks")
-            action = Action.DEQUANTIZE_ADD if update else Action.DEQUANTIZE
+        action = _action(name, options, **arguments)
+        if part == "bias" and options.experts == "gptq" and stem in rounded:
+            action = Action.CORRECT
+        if action in (Action.DEQUANTIZE, Action.DEQUANTIZE_ADD):
             sources = (info, checkpoint.tensors[f"{stem}_scales"])
-            yield PlannedTensor(stem, action, "BF16", dense_shapes[stem], sources, update)
-        elif update is not None:
-            yield PlannedTensor(name, Action.ADD, "BF16", info.shape, (info,), update)
-        elif trained is not None:
-            yield PlannedTensor(name, Action.REPLACE, "BF16", info.shape, (info,), trained=trained)
+            yield PlannedTensor(stem, action, "BF16", dense_shapes[stem], sources, **arguments)
+        elif action in (Action.NEAREST, Action.GPTQ):
+            sources = (info, checkpoint.tensors[f"{stem}_scales"])
+            yield PlannedTensor(name, action, info.dtype, info.shape, sources, **arguments)
         else:
-            yield PlannedTensor(name, Action.COPY, info.dtype, info.shape, (info,))
+            yield PlannedTensor(name, action, info.dtype, info.shape, (info,), **arguments)
+
+
+def _action(
+    name: str,
+    options: MergeOptions,
+    updates: tuple[LoraFactors, ...],
+    trained: tuple[TrainedValue, ...],
+) -> Action:
+    if name.endswith("_blocks"):
+        if options.to == "bf16":
+            return Action.DEQUANTIZE_ADD if updates else Action.DEQUANTIZE
+        return Action(options.experts) if updates else Action.COPY
+    if not updates and len(trained) == 1 and trained[0].weight == 1:
+        return Action.REPLACE
+    return Action.ADD if updates or trained else Action.COPY
+
+
+def _place(name: str) -> tuple[int, str]:
+    """Sorts names layer by layer, the embedding before them, final norm and head after them."""
+    layer = re.match(r"model\.layers\.(\d+)\.", name)
+    if layer:
+        return int(layer[1]), name
+    return (-1 if "embed" in name else 1 << 30), name
 
 
 def _plan_shards(tensors: list[PlannedTensor], max_bytes: int) -> tuple[PlannedShard, ...]:
-    """Cuts the tensors, in order, into shards of at most `max_bytes`, or of one larger tensor.
+    """Cuts the tensors, in order, into shards of at most `max_bytes`, or of one larger unit.
 
-    Within a shard wider dtypes come first, so that every tensor is aligned to its element size.
+    Within a shard wider dtypes come first, so that every tensor is aligned to its element size;
+    corrected biases come last, because the correction is known once their blocks are rounded. The
+    sizes of blocks and scales are even, so that these are aligned as well.
     """
+    units: dict[str, list[PlannedTensor]] = {}
+    for tensor in tensors:
+        units.setdefault(tensor.unit, []).append(tensor)
     groups: list[list[PlannedTensor]] = [[]]
     size = 0
-    for tensor in tensors:
-        if groups[-1] and size + tensor.nbytes > max_bytes:
+    for unit in units.values():
+        nbytes = sum(tensor.nbytes for tensor in unit)
+        if groups[-1] and size + nbytes > max_bytes:
             groups.append([])
             size = 0
-        groups[-1].append(tensor)
-        size += tensor.nbytes
+        groups[-1] += unit
+        size += nbytes
+
+    def offset_order(tensor: PlannedTensor) -> tuple[bool, int]:
+        return tensor.action is Action.CORRECT, -DTYPES[tensor.dtype].itemsize
+
     return tuple(
         PlannedShard(
             f"model-{number:05d}-of-{len(groups):05d}.safetensors",
-            tuple(sorted(group, key=lambda tensor: -_BYTES[tensor.dtype])),
+            tuple(sorted(group, key=offset_order)),
         )
         for number, group in enumerate(groups, start=1)
     )
-
-
-def _unconsumed(plan: MergePlan) -> Iterator[Problem]:
-    """Adapter tensors that the plan does not use exactly once."""
-    used = Counter(
-        info for tensor in plan.tensors for info in _adapter_tensors(tensor.update, tensor.trained)
-    )
-    present = [
-        *(info for update in plan.adapter.updates.values() for info in (update.A, update.B)),
-        *plan.adapter.trained.values(),
-    ]
-    for info in present:
-        if (count := used[info]) != 1:
-            yield Problem(
-                "an adapter tensor would not be merged exactly once",
-                info.name,
-                f"used {count} times",
-                "report this together with adapter_config.json",
-            )
-
-
-def _adapter_tensors(
-    update: LoraFactors | None, trained: TensorInfo | None
-) -> Iterator[TensorInfo]:
-    if update is not None:
-        yield from (update.A, update.B)
-    if trained is not None:
-        yield trained
-
-
-def _disk_problems(plan: MergePlan) -> Iterator[Problem]:
-    companions = companion_files(plan.checkpoint.path)
-    needed = plan.nbytes + sum(file.stat().st_size for file in companions)
-    if needed > plan.free_bytes:
-        yield Problem(
-            "the disk has too little space",
-            f"out={plan.options.out}",
-            f"{_gigabytes(plan.free_bytes)} free, {_gigabytes(needed)} needed",
-            "free some space or choose a folder on another disk",
-        )
-
-
-def _existing_parent(path: Path) -> Path:
-    return next(parent for parent in (path, *path.parents) if parent.exists())

@@ -1,35 +1,45 @@
-"""Writes a planned merge, one tensor or one expert at a time, straight into safetensors files.
+"""Writes a planned merge file by file, and goes on where a killed one stopped.
 
-Format (safetensors): 8 bytes little-endian header length, a JSON header padded with spaces to a
-multiple of 8, then the bytes of all tensors without gaps. All of the header follows from the plan.
-
-Arithmetic: base and update in float32, one rounding to bfloat16. Where an update is exactly zero,
-the base value is kept bit for bit, negative zeros included.
+Every file is written beside its final name, flushed and renamed; the journal records it. When all
+tensors are there, the index, the configuration, the tokenizer and the report follow, and the
+manifest last. Nothing that is written depends on whether, when or how often the merge was stopped.
 """
 
 from __future__ import annotations
 
-import json
-import math
+import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 import gptoss_ft
-from gptoss_ft.adapters.files import LoraFactors, read_tensor
+from gptoss_ft.adapters.files import ADAPTER_CONFIG, ADAPTER_INFO
 from gptoss_ft.errors import MergeError, Problem
-from gptoss_ft.export.transformers import checkpoint_config, copy_companion_files
-from gptoss_ft.files import sha256_file, whole_folder, write_json
-from gptoss_ft.merge.plan import Action, MergePlan, PlannedShard, PlannedTensor
-from gptoss_ft.model.checkpoint import DTYPES, INDEX_NAME, TensorInfo
-from gptoss_ft.mxfp4.codec import NAN_SCALE, unpack
+from gptoss_ft.export.transformers import (
+    checkpoint_config,
+    companion_files,
+    copy_companion_files,
+)
+from gptoss_ft.files import remove_leftovers, sha256_file, write_json
+from gptoss_ft.merge.expert_adapter import FOLDER
+from gptoss_ft.merge.journal import (
+    FORMAT,
+    MANIFEST_NAME,
+    Journal,
+    is_complete,
+    locked,
+    open_journal,
+)
+from gptoss_ft.merge.plan import Action, MergePlan
+from gptoss_ft.merge.report import REPORT_NAME, TABLE_NAME, rho_problems, write_report
+from gptoss_ft.merge.shard import write_shard
+from gptoss_ft.merge.statistics import TensorStatistics
+from gptoss_ft.merge.values import Rounder, Workbench
+from gptoss_ft.model.checkpoint import INDEX_NAME, fingerprint, open_checkpoint
 
-MANIFEST_NAME = "manifest.json"
-CHUNK_BYTES = 64 * 2**20
+CALIBRATION = ".calibration"
 
 
 @dataclass(frozen=True)
@@ -40,33 +50,102 @@ class MergeResult:
         out: the checkpoint folder.
         nbytes: bytes of its tensors.
         seconds: wall time.
+        statistics: by name of each changed tensor; empty when they were not asked for.
+        problems: why the checkpoint was left unfinished: rounding that loses too much.
+        was_complete: it was there already and nothing was written.
     """
 
     out: Path
     nbytes: int
     seconds: float
+    statistics: dict[str, TensorStatistics]
+    problems: tuple[Problem, ...] = ()
+    was_complete: bool = False
 
 
 def merge(plan: MergePlan) -> MergeResult:
-    """Writes the merged checkpoint; nothing is at `out` before all of it is there.
+    """Writes the merged checkpoint into `plan.options.out`, or what is missing of it there.
 
-    Memory does not grow with the depth of the model: 64 MiB of a plain tensor, or one expert, is
-    held at a time, with its update and the two factors of a layer.
+    The manifest is the sign of completion. Memory does not grow with the depth of the model: a few
+    MB of a plain tensor, or one expert, is held at a time, with the two factors of a layer.
 
     Raises:
-        MergeError: the base holds a NaN scale where its experts are dequantised.
+        MergeError: the disk is full or fails, another merge is writing there, or the folder holds
+            something else. What is finished stays, and the same merge goes on from there.
     """
-    start = time.perf_counter()
     out = Path(plan.options.out)
-    with whole_folder(out) as folder, _progress(plan.nbytes) as progress:
-        for shard in plan.shards:
-            _write_shard(folder / shard.file, shard, progress)
-        _write_index(folder, plan)
-        copy_companion_files(plan.checkpoint.path, folder)
-        packed = plan.options.to == "mxfp4"
-        write_json(folder / "config.json", checkpoint_config(plan.checkpoint.config, packed))
-        write_json(folder / MANIFEST_NAME, _manifest(plan))
-    return MergeResult(out, plan.nbytes, time.perf_counter() - start)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with locked(out):
+            return _merge(plan, out)
+    except OSError as error:
+        raise MergeError(_stopped(out, error)) from error
+
+
+def _merge(plan: MergePlan, out: Path) -> MergeResult:
+    start = time.perf_counter()
+    journal = open_journal(out, plan.inputs)
+    was_complete = is_complete(out, plan.inputs)
+    if not was_complete:
+        _write_tensors(plan, journal)
+    statistics = _statistics(journal)
+    problems: list[Problem] = []
+    if not was_complete:
+        write_report(out, plan, statistics)
+        problems = [] if plan.options.force else rho_problems(statistics)
+        if not problems:
+            _finish(plan, journal)
+    if not problems:
+        shutil.rmtree(out / CALIBRATION, ignore_errors=True)
+        journal.path.unlink(missing_ok=True)
+        remove_leftovers(out)
+    seconds = time.perf_counter() - start
+    return MergeResult(out, plan.nbytes, seconds, statistics, tuple(problems), was_complete)
+
+
+def _statistics(journal: Journal) -> dict[str, TensorStatistics]:
+    shards = journal.shards.values()
+    return {name: item for shard in shards for name, item in shard.statistics.items()}
+
+
+def _stopped(out: Path, error: OSError) -> Problem:
+    return Problem(
+        "the merge could not go on",
+        f"out={out}",
+        str(error),
+        "free some space on the disk, or mend what else the system says, and run the same command "
+        "again: it goes on from the files that are finished",
+    )
+
+
+def _write_tensors(plan: MergePlan, journal: Journal) -> None:
+    """Writes the safetensors files that are not there yet."""
+    out = journal.folder
+    for folder in (out, out / FOLDER):
+        remove_leftovers(folder)
+    journal.drop_damaged()
+    journal.save()
+    if plan.expert_adapter is not None:
+        (out / FOLDER).mkdir(exist_ok=True)
+    bench = Workbench(plan.options.statistics, _rounder(plan, journal))
+    with _progress(plan.nbytes) as progress:
+        for shard in plan.files:
+            if shard.file in journal.shards:
+                progress.update(shard.nbytes)
+            else:
+                journal.add(shard.file, write_shard(out / shard.file, shard, bench, progress))
+
+
+def _rounder(plan: MergePlan, journal: Journal) -> Rounder | None:
+    """Calibration for the files that are still to be rounded; kept on the disk until the end."""
+    missing = [shard for shard in plan.files if shard.file not in journal.shards]
+    if not any(tensor.action is Action.GPTQ for shard in missing for tensor in shard.tensors):
+        return None
+    from gptoss_ft.merge.calibrate import calibrate  # the model and all that it needs
+
+    options, folder = plan.options, journal.folder / CALIBRATION
+    rows, file = options.calibration_rows, Path(options.calibration)
+    return calibrate(plan.checkpoint, plan.changes, file, rows, folder)
 
 
 def _progress(total: int) -> tqdm:
@@ -74,139 +153,46 @@ def _progress(total: int) -> tqdm:
     return tqdm(total=total, desc="merge", unit="B", unit_scale=True, disable=None)
 
 
-def _write_shard(file: Path, shard: PlannedShard, progress: tqdm) -> None:
-    with file.open("wb") as stream:
-        stream.write(_header(shard))
-        for tensor in shard.tensors:
-            written = 0
-            for part in _parts(tensor):
-                data = part.contiguous().flatten().view(torch.uint8).numpy()
-                written += stream.write(data.data)
-                progress.update(data.nbytes)
-            if written != tensor.nbytes:
-                raise RuntimeError(f"{tensor.name}: wrote {written} of {tensor.nbytes} bytes")
+def _finish(plan: MergePlan, journal: Journal) -> None:
+    """Writes everything beside the tensors, the manifest last."""
+    out = journal.folder
+    packed = plan.checkpoint.is_packed and plan.options.to == "mxfp4"
+    _write_index(out, plan)
+    copy_companion_files(plan.checkpoint.path, out)
+    write_json(out / "config.json", checkpoint_config(plan.checkpoint.config, packed))
+    if plan.expert_adapter is not None:
+        merged = fingerprint(open_checkpoint(out))
+        info = plan.expert_adapter.info(merged, gptoss_ft.__version__)
+        write_json(out / FOLDER / ADAPTER_CONFIG, plan.expert_adapter.config)
+        write_json(out / FOLDER / ADAPTER_INFO, info)
+    write_json(out / MANIFEST_NAME, _manifest(plan, journal))
 
 
-def _header(shard: PlannedShard) -> bytes:
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for tensor in shard.tensors:
-        end = offset + tensor.nbytes
-        entries[tensor.name] = {
-            "dtype": tensor.dtype,
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, end],
-        }
-        offset = end
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
-def _parts(tensor: PlannedTensor) -> Iterator[torch.Tensor]:
-    """The values of an output tensor, in order and in its dtype, a bounded part at a time."""
-    if tensor.action is Action.COPY:
-        return _rows(tensor.base[0])
-    if tensor.action is Action.REPLACE and tensor.trained is not None:
-        return iter([read_tensor(tensor.trained).to(torch.bfloat16)])
-    if tensor.update is not None and not tensor.update.is_experts:
-        return _added_rows(tensor.base[0], tensor.update)
-    return _experts(tensor)
-
-
-def _rows(info: TensorInfo) -> Iterator[torch.Tensor]:
-    """A stored tensor, as many rows at a time as fit in `CHUNK_BYTES` of float32, at least one."""
-    count = info.shape[0]
-    step = max(1, CHUNK_BYTES // (4 * math.prod(info.shape[1:])))
-    for start in range(0, count, step):
-        yield _read_rows(info, start, min(start + step, count))
-
-
-def _read_rows(info: TensorInfo, start: int, stop: int) -> torch.Tensor:
-    """Rows `start:stop` of a tensor, read and not mapped, so that memory stays bounded."""
-    row_bytes = info.nbytes // info.shape[0]
-    buffer = bytearray((stop - start) * row_bytes)
-    with info.file.open("rb") as stream:
-        stream.seek(info.offset + start * row_bytes)
-        if stream.readinto(buffer) != len(buffer):
-            raise MergeError(
-                Problem("a shard of the base ended early", f"{info.file}", mend="copy it again")
-            )
-    return torch.frombuffer(buffer, dtype=DTYPES[info.dtype]).view(stop - start, *info.shape[1:])
-
-
-def _added_rows(info: TensorInfo, update: LoraFactors) -> Iterator[torch.Tensor]:
-    """A plain matrix `[out, in]` plus its update."""
-    A, B = update.read()
-    start = 0
-    for base in _rows(info):
-        stop = start + base.shape[0]
-        yield add_low_rank(base.float(), A, B[start:stop], update.scaling).to(torch.bfloat16)
-        start = stop
-
-
-def _experts(tensor: PlannedTensor) -> Iterator[torch.Tensor]:
-    """Experts one by one as bfloat16 `[1, in, out]`, from packed or dense ones, updated or not."""
-    A, B = tensor.update.read() if tensor.update else (None, None)
-    for expert in range(tensor.shape[0]):
-        weight = _expert(tensor.base, expert)
-        if tensor.update is not None and A is not None and B is not None:
-            weight = add_low_rank(weight, A[expert], B[expert], tensor.update.scaling)
-        yield weight.to(torch.bfloat16).T.unsqueeze(0)
-
-
-def _expert(base: tuple[TensorInfo, ...], expert: int) -> torch.Tensor:
-    """One expert's matrix, float32 `[out, in]`."""
-    first = _read_rows(base[0], expert, expert + 1)[0]
-    if len(base) == 1:
-        return first.float().T
-    scales = _read_rows(base[1], expert, expert + 1)[0]
-    if (scales == NAN_SCALE).any():
-        raise MergeError(
-            Problem(
-                "the base holds NaN scales",
-                base[1].name,
-                f"scale byte {NAN_SCALE} in expert {expert}",
-                "copy or download the base again",
-            )
-        )
-    return unpack(first, scales)
-
-
-def add_low_rank(
-    base: torch.Tensor, A: torch.Tensor, B: torch.Tensor, scaling: float
-) -> torch.Tensor:
-    """`base + scaling * (B @ A)` in float32, the base itself where the update is exactly zero.
-
-    Args:
-        base: float32 `[out, in]`.
-        A: float32 `[r, in]`.
-        B: float32 `[out, r]`.
-        scaling: factor of the update.
-    """
-    delta = (B @ A).mul_(scaling)
-    return torch.where(delta == 0, base, base + delta)
-
-
-def _write_index(folder: Path, plan: MergePlan) -> None:
+def _write_index(out: Path, plan: MergePlan) -> None:
     weight_map = {tensor.name: shard.file for shard in plan.shards for tensor in shard.tensors}
-    metadata = {"total_size": plan.nbytes}
-    index = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
-    write_json(folder / INDEX_NAME, index)
+    size = sum(shard.nbytes for shard in plan.shards)
+    index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
+    write_json(out / INDEX_NAME, index)
 
 
-def _manifest(plan: MergePlan) -> dict[str, object]:
-    """Where the checkpoint comes from: enough to tell whether two merges had the same sources."""
+def _manifest(plan: MergePlan, journal: Journal) -> dict[str, object]:
+    """Where the checkpoint comes from, and the hash of every file in it."""
+    out = journal.folder
+    hashes = {file: shard.sha256 for file, shard in journal.shards.items()}
+    beside = [path.name for path in companion_files(plan.checkpoint.path)]
+    beside += [INDEX_NAME, "config.json", REPORT_NAME, TABLE_NAME]
+    if plan.expert_adapter is not None:
+        beside += [f"{FOLDER}/{ADAPTER_CONFIG}", f"{FOLDER}/{ADAPTER_INFO}"]
+    hashes |= {name: sha256_file(out / name) for name in beside}
     return {
-        "format": 1,
+        "format": FORMAT,
         "tool": f"gptoss-ft {gptoss_ft.__version__}",
-        "to": plan.options.to,
         "base": plan.options.base,
-        "base_fingerprint": plan.base_fingerprint,
-        "adapter": plan.options.adapter,
-        "adapter_sha256": {file.name: sha256_file(file) for file in plan.adapter.files},
-        "adapter_kinds": list(plan.adapter.kinds),
+        "adapters": list(map(str, plan.options.adapters)),
+        "adapter_kinds": sorted({kind for adapter in plan.adapters for kind in adapter.kinds}),
+        "inputs": plan.inputs,
         "actions": plan.totals(),
         "bytes": plan.nbytes,
         "shards": [shard.file for shard in plan.shards],
+        "files": dict(sorted(hashes.items())),
     }

@@ -1,0 +1,113 @@
+"""What to merge into what."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gptoss_ft.errors import Problem
+
+TARGETS = ("mxfp4", "bf16")
+EXPERTS = ("copy", "adapter", "gptq", "nearest")
+
+
+@dataclass
+class MergeOptions:
+    """Base, adapters, target, and how far to go.
+
+    Attributes:
+        base: folder of the checkpoint that the adapters were trained on.
+        adapter: folder of the adapter, or a list of folders.
+        out: folder to write; must not exist, be empty, or hold this same merge, begun.
+        to: `mxfp4` (released layout) or `bf16` (dense).
+        experts: with `to=mxfp4`, what becomes of trained experts: `adapter` writes them as an
+            adapter of their own beside the merged rest, `gptq` rounds them against calibration
+            rows, `nearest` rounds them to the nearest value and needs `force`; `copy` is for
+            adapters that train no expert. Empty: `copy` or `adapter`, whichever fits.
+        weights: how much of each adapter to add, 1 each when empty.
+        calibration: file of conversations for `gptq`, best the training data.
+        calibration_rows: how many of its conversations to use, from the first one on.
+        statistics: measure what the merge changed, for the report.
+        force: accept a rounding that is known to lose much of the fine-tune.
+        max_shard_gb: largest shard in units of 10^9 bytes; what cannot be parted is larger.
+        dry_run: show the plan only.
+    """
+
+    base: str = ""
+    adapter: Any = ""
+    out: str = ""
+    to: str = "mxfp4"
+    experts: str = ""
+    weights: list[float] = field(default_factory=list)
+    calibration: str = ""
+    calibration_rows: int = 256
+    statistics: bool = True
+    force: bool = False
+    max_shard_gb: float = 5.0
+    dry_run: bool = False
+
+    @property
+    def adapters(self) -> tuple[Path, ...]:
+        """The adapter folders, in the order given."""
+        names = self.adapter if isinstance(self.adapter, (list, tuple)) else [self.adapter]
+        return tuple(Path(str(name)).expanduser() for name in names if name not in ("", None))
+
+    @property
+    def adapter_weights(self) -> tuple[float, ...]:
+        """How much of each adapter to add."""
+        return tuple(self.weights) or (1.0,) * len(self.adapters)
+
+    def problems(self, key: str = "") -> list[Problem]:
+        """Everything that is wrong about the values themselves; the disk is not looked at."""
+        return [
+            *self._folder_problems(key),
+            *self._choice_problems(key),
+            *self._number_problems(key),
+        ]
+
+    def _folder_problems(self, key: str) -> Iterator[Problem]:
+        for name in ("base", "adapter", "out"):
+            if not (self.adapters if name == "adapter" else getattr(self, name)):
+                yield Problem("must name a folder", key + name, mend=f"say {name}=DIR")
+        for path, count in Counter(map(str, self.adapters)).items():
+            if count > 1:
+                yield Problem(
+                    "named more than once", f"{key}adapter", path, "weigh it with weights="
+                )
+
+    def _choice_problems(self, key: str) -> Iterator[Problem]:
+        if self.to not in TARGETS:
+            yield Problem("unknown target", f"{key}to", repr(self.to), "mxfp4 or bf16")
+        if self.experts not in ("", *EXPERTS):
+            mend = "copy, adapter, gptq or nearest"
+            yield Problem("unknown treatment of experts", f"{key}experts", repr(self.experts), mend)
+        elif self.experts and self.to == "bf16":
+            mend = "leave it out: bfloat16 holds base and update together"
+            yield Problem("only to=mxfp4 has a choice", f"{key}experts", self.experts, mend)
+        elif self.experts == "gptq" and not self.calibration:
+            mend = "say calibration=FILE with conversations like the training data"
+            yield Problem("gptq needs rows to calibrate on", f"{key}calibration", mend=mend)
+        if self.calibration and self.experts != "gptq":
+            mend = "say experts=gptq, or leave it out"
+            yield Problem(
+                "only experts=gptq calibrates", f"{key}calibration", self.calibration, mend
+            )
+
+    def _number_problems(self, key: str) -> Iterator[Problem]:
+        if not self.max_shard_gb > 0:
+            yield Problem("must be above 0", f"{key}max_shard_gb", str(self.max_shard_gb))
+        if self.calibration_rows < 1:
+            yield Problem(
+                "must be at least 1", f"{key}calibration_rows", str(self.calibration_rows)
+            )
+        if self.weights and len(self.weights) != len(self.adapters):
+            found = f"{len(self.weights)} weights for {len(self.adapters)} adapters"
+            yield Problem("every adapter needs one weight", f"{key}weights", found)
+        for weight in self.weights:
+            if not math.isfinite(weight) or weight == 0:
+                mend = "leave out an adapter that is not wanted"
+                yield Problem("must be a finite number, not 0", f"{key}weights", str(weight), mend)
