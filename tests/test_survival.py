@@ -115,7 +115,7 @@ def test_what_survives(tmp_path: Path) -> None:
     print(f"\n{'target':<10}{'epsilon':>9}{'rho':>7}{'KL':>11}{'kept':>9}{'same top-1':>12}")
     for name, item in found.items():
         shown = item.verification
-        epsilon, rho = ("–" if x is None else f"{x:.3f}" for x in (item.epsilon, item.rho))
+        epsilon, rho = ("-" if x is None else f"{x:.3f}" for x in (item.epsilon, item.rho))
         print(
             f"{name:<10}{epsilon:>9}{rho:>7}{shown.candidate.kl:>11.6f}"
             f"{shown.kept:>9.1%}{shown.candidate.top1:>12.1%}"
