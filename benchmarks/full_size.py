@@ -204,7 +204,7 @@ def main() -> None:
             "layers must be at least 2: one layer does not show what the next one adds"
         )
     torch.set_num_threads(settings["threads"])
-    # The weights go with the process, however it ends.
+    # The weights go with the process, however it is told to end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="gptoss-ft-full-size-") as folder:
         config = released_config(model, settings["layers"])

@@ -38,7 +38,7 @@ _STYLE = {
 
 def _figure(columns: int) -> tuple[Figure, list[Any]]:
     figure = Figure(figsize=(3.6 * columns, 3), layout="constrained")
-    axes = figure.subplots(1, columns, squeeze=False)[0]
+    axes = figure.subplots(1, columns, squeeze=False, sharey=True)[0]
     return figure, list(axes)
 
 
@@ -77,7 +77,7 @@ def _full_size(result: Result) -> Figure:
         for part, value in seconds.items():
             panel.bar(bar, value, bottom=bottom, edgecolor="white", label=part)
             bottom += value
-    panel.set_xticks([0, 1], ["step", "its matrix products"])
+    panel.set_xticks([0, 1], ["step", "products"])
     panel.set(ylabel="CPU s", xlim=(-0.6, 3.4))
     panel.legend(fontsize=6, loc="upper right")
     return figure

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import statistics
 import sys
 import tempfile
@@ -162,6 +163,8 @@ def main() -> None:
     """Runs the benchmark and prints its result."""
     settings = settings_from(sys.argv[1:], DEFAULTS)
     torch.set_num_threads(settings["threads"])
+    # The weights go with the process, however it is told to end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     measured: dict[tuple[int, ...], dict[str, float]] = {}
     for point in [point for found in points().values() for point in found]:
         key = tuple(point.values())
