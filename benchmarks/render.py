@@ -1,6 +1,6 @@
 """Rendering against the Hugging Face chat template with assistant mask, and TRL's own preparation.
 
-    python benchmarks/render.py [conversations=2000] [repeats=3]
+    python benchmarks/render.py [conversations=2000] [repeats=5]
 
 CPU seconds, children included, of turning the same conversations into ids and labels: ours from
 JSONL straight to Arrow; the template from parsed rows to lists; TRL's SFTTrainer from a Dataset to
@@ -218,7 +218,7 @@ def linear_ratio() -> float:
 
 def main() -> None:
     """Runs the benchmark and prints its result."""
-    settings = {"conversations": 2000, "repeats": 3}
+    settings = {"conversations": 2000, "repeats": 5}
     settings |= {k: int(v) for k, v in (argument.split("=") for argument in sys.argv[1:])}
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     generator = random.Random(0)
