@@ -3,7 +3,7 @@ compiler.
 
 Nothing depends on it: without a compiler, on a processor without AVX2, after a failed build, or
 with `GPTOSS_FT_KERNEL=0` in the environment, torch's own operators do the same work, about a
-quarter as fast in unpacking, a tenth in rounding. The library is kept in the user's cache folder
+quarter as fast in unpacking, a fiftieth in rounding. The library is kept in the user's cache folder
 under a name made of its source, flags and machine, so that a new version never loads an old build.
 """
 
