@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import json
 import string
+from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
 
 from gptoss_ft.harmony.messages import Conversation, Message, ToolCall, ToolSpec
+
+
+def write_chats(file: Path, count: int) -> Path:
+    """`count` chats of one turn, each answer longer than the one before."""
+    rows = [
+        [
+            {"role": "user", "content": f"Question {number}?"},
+            {"role": "assistant", "thinking": "Think.", "content": f"Answer {number}. " * number},
+        ]
+        for number in range(1, count + 1)
+    ]
+    file.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    return file
 
 
 def chat(*messages: Message) -> Conversation:

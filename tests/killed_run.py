@@ -13,7 +13,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,17 +81,17 @@ def _serve(requests: Any, base: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
     sft.AutoTokenizer = SimpleNamespace(from_pretrained=lambda *_, **__: tokenizer)
     while (request := requests.recv()) is not None:
-        child = os.fork()
-        if child == 0:
-            os._exit(_train(*request))
-        requests.send(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        child = multiprocessing.get_context("fork").Process(target=_train, args=request)
+        child.start()
+        child.join()
+        requests.send(child.exitcode)
 
 
 def _log(options: TrainOptions, suffix: str) -> Path:
     return Path(options.output) / f"{options.name}{suffix}"
 
 
-def _train(options: TrainOptions, kill: Kill | None) -> int:
+def _train(options: TrainOptions, kill: Kill | None) -> None:
     torch.set_num_threads(1)
     with _log(options, ".txt").open("w") as stream:
         os.dup2(stream.fileno(), 1)
@@ -102,12 +101,7 @@ def _train(options: TrainOptions, kill: Kill | None) -> int:
     if kill and kill.event is None:
         arguments = (folder / "metrics.jsonl", kill)
         threading.Thread(target=_die_after, args=arguments, daemon=True).start()
-    try:
-        sft.train_sft(options, "name: run\n")
-    except BaseException:
-        traceback.print_exc()
-        return 1
-    return 0
+    sft.train_sft(options, "name: run\n")
 
 
 def watch_files(folder: Path, log: Path, kill_at: int | None) -> None:

@@ -44,6 +44,26 @@ def make_case(base: Path, adapter: Path, *, experts: bool, seed: int = 0) -> Cas
     return Case(adapter, deltas, write_trained_tensors(base, adapter, seed))
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A smaller base whose experts are not square, for what needs no logits."""
+    out = tmp_path_factory.mktemp("small") / "model"
+    write_small(out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def full(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """LoRA on attention and experts of the small base, every other small tensor trained."""
+    return make_case(small, tmp_path_factory.mktemp("full") / "adapter", experts=True)
+
+
+@pytest.fixture(scope="module")
+def lossless(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """LoRA on attention of the small base, every other small tensor trained, experts untouched."""
+    return make_case(small, tmp_path_factory.mktemp("lossless") / "adapter", experts=False)
+
+
 def write_small(out: Path, rows: int = 512) -> None:
     """A base whose experts are not square, vocabulary cut to `rows`, for what needs no logits."""
     write_tiny(out, SMALL)

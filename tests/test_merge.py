@@ -7,7 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from merges import Case, assert_rounded, edit_tensor, make_case, merge_to, same_bytes, write_small
+from merges import (
+    Case,
+    assert_rounded,
+    edit_tensor,
+    full,
+    lossless,
+    make_case,
+    merge_to,
+    same_bytes,
+    small,
+)
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from stock import (
@@ -23,25 +33,7 @@ from gptoss_ft.merge.combine import Factors
 from gptoss_ft.merge.plan import Action
 from gptoss_ft.merge.values import add_low_rank
 
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A smaller base whose experts are not square, for what needs no logits."""
-    out = tmp_path_factory.mktemp("small") / "model"
-    write_small(out)
-    return out
-
-
-@pytest.fixture(scope="module")
-def full(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """LoRA on attention and experts of the small base, every other small tensor trained."""
-    return make_case(small, tmp_path_factory.mktemp("full") / "adapter", experts=True)
-
-
-@pytest.fixture(scope="module")
-def lossless(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """LoRA on attention of the small base, every other small tensor trained, experts untouched."""
-    return make_case(small, tmp_path_factory.mktemp("lossless") / "adapter", experts=False)
+__all__ = ["full", "lossless", "small"]
 
 
 def _assert_parity(base: Path, out: Path, case: Case) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from merges import SMALL, Case, edit_tensor, make_case, merge_to, refusal, write_small
+from merges import SMALL, Case, edit_tensor, full, lossless, merge_to, refusal, small
 from safetensors.torch import load_file, save_file
 
 from gptoss_ft.errors import MergeError
@@ -20,25 +20,7 @@ from gptoss_ft.merge.plan import plan_merge
 from gptoss_ft.model.checkpoint import fingerprint, open_checkpoint
 from gptoss_ft.model.tiny import write_tiny
 
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A smaller base whose experts are not square, for what needs no logits."""
-    out = tmp_path_factory.mktemp("small") / "model"
-    write_small(out)
-    return out
-
-
-@pytest.fixture(scope="module")
-def full(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """LoRA on attention and experts of the small base, every other small tensor trained."""
-    return make_case(small, tmp_path_factory.mktemp("full") / "adapter", experts=True)
-
-
-@pytest.fixture(scope="module")
-def lossless(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """LoRA on attention of the small base, every other small tensor trained, experts untouched."""
-    return make_case(small, tmp_path_factory.mktemp("lossless") / "adapter", experts=False)
+__all__ = ["full", "lossless", "small"]
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from merges import SMALL, Case, assert_rounded, make_case, merge_to, same_bytes, write_small
+from merges import SMALL, Case, assert_rounded, full, make_case, merge_to, same_bytes, small
 from peft import PeftModel
 from safetensors.torch import load_file
 from stock import (
@@ -27,20 +27,10 @@ from gptoss_ft.model.checkpoint import open_checkpoint
 from gptoss_ft.model.tiny import write_tiny
 from gptoss_ft.mxfp4.codec import FP4_VALUES
 
+__all__ = ["full", "small"]
+
 PACKED = ("_blocks", "_scales")
 CHATS = Path(__file__).parents[1] / "data" / "lighthouse.jsonl"
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("small") / "model"
-    write_small(out)
-    return out
-
-
-@pytest.fixture(scope="module")
-def full(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    return make_case(small, tmp_path_factory.mktemp("full") / "adapter", experts=True)
 
 
 def _report(out: Path) -> dict[str, dict[str, float]]:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from merges import Case, contents, make_case, merge_to, write_small
+from merges import Case, contents, full, lossless, merge_to, small
 
 from gptoss_ft.cli import run
 from gptoss_ft.files import sha256_file
@@ -14,25 +14,7 @@ from gptoss_ft.merge.options import MergeOptions
 from gptoss_ft.merge.plan import plan_merge
 from gptoss_ft.model.checkpoint import fingerprint, open_checkpoint, read_header
 
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A smaller base whose experts are not square, for what needs no logits."""
-    out = tmp_path_factory.mktemp("small") / "model"
-    write_small(out)
-    return out
-
-
-@pytest.fixture(scope="module")
-def full(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """LoRA on attention and experts of the small base, every other small tensor trained."""
-    return make_case(small, tmp_path_factory.mktemp("full") / "adapter", experts=True)
-
-
-@pytest.fixture(scope="module")
-def lossless(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """LoRA on attention of the small base, every other small tensor trained, experts untouched."""
-    return make_case(small, tmp_path_factory.mktemp("lossless") / "adapter", experts=False)
+__all__ = ["full", "lossless", "small"]
 
 
 def test_shards_index_and_order(small: Path, lossless: Case, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from chats import write_chats
 from safetensors.torch import load_file
 
 from gptoss_ft.adapters.options import AdapterOptions
@@ -29,16 +30,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("data") / "chats.jsonl"
-    rows = [
-        [
-            {"role": "user", "content": f"Question {number}?"},
-            {"role": "assistant", "thinking": "Think.", "content": f"Answer {number}. " * number},
-        ]
-        for number in range(1, 13)
-    ]
-    file.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
-    return file
+    return write_chats(tmp_path_factory.mktemp("data") / "chats.jsonl", 12)
 
 
 def _run(
