@@ -239,11 +239,9 @@ def group_spans(messages: Sequence[Encoded], spans: Sequence[Span]) -> Iterator[
         yield group
 
 
-def _kept(messages: Sequence[Encoded], stop: int, boundary: int) -> Iterator[int]:
+def _kept(messages: Sequence[Encoded], stop: int, boundary: int) -> list[int]:
     """Indices before `stop`, without what stands in the analysis channel before `boundary`."""
-    for i in range(stop):
-        if i > boundary or not messages[i].in_analysis:
-            yield i
+    return [i for i in range(stop) if i > boundary or not messages[i].in_analysis]
 
 
 def history_ids(messages: Sequence[Encoded], stop: int, boundary: int) -> list[int]:
@@ -253,18 +251,19 @@ def history_ids(messages: Sequence[Encoded], stop: int, boundary: int) -> list[i
 
 def build_row(messages: Sequence[Encoded], spans: Sequence[Span]) -> Row:
     """Everything through the end of the last action; only the actions of `spans` are trained."""
-    first_of = {i: span.first for span in spans for i in range(span.first, span.last + 1)}
-    stop, boundary = spans[-1].last, spans[-1].boundary
-    kept = list(_kept(messages, stop + 1, boundary))
-    # The first `<|start|>assistant` of an action is prompt; later ones the model samples.
-    sampled = [0 if i not in first_of else 1 if i == first_of[i] else 2 for i in kept]
-    shown = [messages[i] for i in kept]
+    stop, boundary = spans[-1].last + 1, spans[-1].boundary
+    sampled = [0] * stop
+    for first, last, _ in spans:
+        # The first `<|start|>assistant` of an action is prompt; later ones the model samples.
+        sampled[first : last + 1] = [1] + [2] * (last - first)
+    shown = list(messages[:stop])
+    if boundary >= 0:
+        kept = _kept(messages, stop, boundary)
+        shown, sampled = [shown[i] for i in kept], [sampled[i] for i in kept]
+    pieces = [message.ids for message in shown]
+    pieces[-1] = _ended(shown[-1])
     return Row(
-        shown,
-        [*(message.ids for message in shown[:-1]), _ended(shown[-1])],
-        sampled,
-        _trained_spans(shown, sampled),
-        *_count_finals(messages, spans),
+        shown, pieces, sampled, _trained_spans(shown, sampled), *_count_finals(messages, spans)
     )
 
 
@@ -274,12 +273,13 @@ def _trained_spans(messages: Sequence[Encoded], sampled: Sequence[int]) -> list[
     start = 0
     for message, how in zip(messages, sampled, strict=True):
         stop = start + len(message.ids)
-        if how and message.weight > 0:
-            first = start if how == 2 else start + message.header
-            spans.append(Trained(first, stop - 1, message.weight, message.channel))
-        if how and message.end_weight > 0:
-            label = RETURN if message.channel == "final" else None
-            spans.append(Trained(stop - 1, stop, message.end_weight, message.channel, label))
+        if how:
+            if message.weight > 0:
+                first = start if how == 2 else start + message.header
+                spans.append(Trained(first, stop - 1, message.weight, message.channel))
+            if message.end_weight > 0:
+                label = RETURN if message.channel == "final" else None
+                spans.append(Trained(stop - 1, stop, message.end_weight, message.channel, label))
         start = stop
     return spans
 
@@ -293,13 +293,12 @@ def _ended(message: Encoded) -> array[int]:
 
 def _count_finals(messages: Sequence[Encoded], spans: Sequence[Span]) -> tuple[int, int]:
     """Trained finals, and those of them without analysis in the same action."""
-    finals = [
-        s for s in spans if messages[s.last].channel == "final" and _trained(messages[s.last])
-    ]
-    bare = [
-        s for s in finals if all(m.channel != "analysis" for m in messages[s.first : s.last + 1])
-    ]
-    return len(finals), len(bare)
+    finals = bare = 0
+    for first, last, _ in spans:
+        if messages[last].channel == "final" and _trained(messages[last]):
+            finals += 1
+            bare += all(message.channel != "analysis" for message in messages[first:last])
+    return finals, bare
 
 
 def document_row(ids: array[int]) -> Row:

@@ -116,7 +116,7 @@ def _message(raw: Any, key: str, state: RowState, use: Use) -> Message | None:
         return None
     content = read_content(raw.get("content"), f"{key}.content", state)
     if role == "assistant":
-        message = _assistant(raw, content or "", key, state, use)
+        message = _assistant(raw, content or "", key, state, use, is_plain)
         said = message.content or message.thinking or message.tool_calls
         if not said and len(state.problems) == before:
             what = "the assistant message has no content, no thinking and no tool_calls"
@@ -161,8 +161,11 @@ def _refuse_assistant_keys(raw: Mapping[str, Any], role: str, key: str, state: R
 
 
 def _assistant(
-    raw: Mapping[str, Any], content: str, key: str, state: RowState, use: Use
+    raw: Mapping[str, Any], content: str, key: str, state: RowState, use: Use, is_plain: bool
 ) -> Message:
+    if is_plain:
+        thinking, content = split_thinking(content, f"{key}.content", state)
+        return Message("assistant", content, thinking, weight=0.0 if use == "history" else 1.0)
     thinking, content = _thinking(raw, content, key, state)
     weight = read_weight(raw.get("weight"), f"{key}.weight", state)
     if use == "history":

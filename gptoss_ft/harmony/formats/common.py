@@ -22,6 +22,7 @@ from gptoss_ft.harmony.messages import EFFORTS, Message
 MISSPELT = 0.65
 MISSPELT_COLUMN = 0.85
 TEXT_PARTS = ("text",)
+EFFORT_COLUMNS = frozenset(("reasoning_effort", "chat_template_kwargs", "reasoning"))
 THINK, END_THINK = "<think>", "</think>"
 
 Use = Literal["trained", "history", "rejected"]
@@ -226,6 +227,8 @@ def template_settings(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def read_effort(row: Mapping[str, Any], state: RowState) -> str | None:
     """`reasoning_effort` of the row, of its template settings, or of Responses' `reasoning`."""
+    if EFFORT_COLUMNS.isdisjoint(row):
+        return None
     reasoning = row.get("reasoning")
     given = {
         "reasoning_effort": row.get("reasoning_effort"),
