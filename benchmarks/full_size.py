@@ -43,7 +43,7 @@ import datasets
 import torch
 from arithmetic import Matrices, StepShape, step_seconds
 from laps import Laps, attach, memory_after_layers, memory_gib, memory_watch, routed_pairs
-from measure import settings_from
+from measure import settings_from, with_huge_pages
 from synthetic import SHAPES, drop_from_cache, released_config, write_synthetic
 from trainers import our_trainer, say, stepper
 
@@ -188,6 +188,7 @@ def run(folder: Path, config: dict[str, Any], settings: dict[str, int]) -> dict[
 
 def main() -> None:
     """Runs the benchmark and prints its result."""
+    with_huge_pages()
     model, numbers = "gpt_oss_20b", []
     for argument in sys.argv[1:]:
         if argument.startswith("model="):

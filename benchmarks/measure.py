@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gptoss_ft.model.allocator import M_MMAP_THRESHOLD, return_large_buffers
+from gptoss_ft.model.allocator import HUGE_PAGES, M_MMAP_THRESHOLD, return_large_buffers
 from gptoss_ft.mxfp4.kernel import SWITCH
 
 M_TRIM_THRESHOLD = -1
@@ -73,6 +73,12 @@ def usual_allocator() -> Iterator[None]:
         yield
     finally:
         return_large_buffers()
+
+
+def with_huge_pages() -> None:
+    """Starts the script anew in the environment that the command line makes before torch comes."""
+    if HUGE_PAGES not in os.environ:
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, HUGE_PAGES: "1"})
 
 
 def forget_peak() -> None:

@@ -34,7 +34,7 @@ import torch
 from arithmetic import Matrices, StepShape, score_products, seconds_of, step_seconds
 from full_size import row_of
 from laps import routed_pairs
-from measure import interleaved, medians, settings_from
+from measure import interleaved, medians, settings_from, with_huge_pages
 from synthetic import write_synthetic
 from trainers import our_trainer, say, stepper
 
@@ -161,6 +161,7 @@ def axis_result(axis: str, measured: list[dict[str, float]]) -> dict[str, Any]:
 
 def main() -> None:
     """Runs the benchmark and prints its result."""
+    with_huge_pages()
     settings = settings_from(sys.argv[1:], DEFAULTS)
     torch.set_num_threads(settings["threads"])
     # The weights go with the process, however it is told to end.

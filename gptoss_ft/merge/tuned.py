@@ -13,7 +13,7 @@ from torch import nn
 from gptoss_ft.merge.combine import Changes, Factors, read_factors, trained_value
 from gptoss_ft.model.causal_lm import WeightedGptOss
 from gptoss_ft.model.checkpoint import Checkpoint
-from gptoss_ft.model.expert_function import LowRank
+from gptoss_ft.model.expert_projection import LowRank
 from gptoss_ft.model.experts import PackedExperts
 from gptoss_ft.model.mapped import load_mapped
 

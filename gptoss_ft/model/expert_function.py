@@ -17,58 +17,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from gptoss_ft.model.expert_gate import Gate
-from gptoss_ft.model.expert_products import Packed, Products, deal
+from gptoss_ft.model.expert_products import Products, deal
+from gptoss_ft.model.expert_projection import Projection, dealt_bias, factors_of
 from gptoss_ft.model.expert_routing import Chunk, Routing
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """A low-rank update of one projection of all experts, `W + scaling * B @ A`.
-
-    Attributes:
-        A: `[E, r, in]`.
-        B: `[E, out, r]`, contiguous.
-        scaling: `alpha / r`, or `alpha / sqrt(r)` for rsLoRA.
-    """
-
-    A: torch.Tensor
-    B: torch.Tensor
-    scaling: float
-
-
-@dataclass(frozen=True)
-class Projection:
-    """One of the two projections: its packed weights, bias and low-rank updates.
-
-    Attributes:
-        packed: the weights of all experts.
-        bias: `[E, out]`.
-        updates: any number of them.
-    """
-
-    packed: Packed
-    bias: torch.Tensor
-    updates: tuple[LowRank, ...] = ()
-
-    @property
-    def parts(self) -> int:
-        return self.packed.scales.shape[1]
-
-    def tensors(self) -> tuple[torch.Tensor, ...]:
-        """What may have a gradient: the bias, then A and B of each update."""
-        return (self.bias, *(factor for update in self.updates for factor in (update.A, update.B)))
-
-    def with_tensors(self, tensors: Sequence[torch.Tensor]) -> Projection:
-        """The same projection on other tensors, in the order of `tensors()`."""
-        updates = tuple(
-            LowRank(A, B, update.scaling)
-            for A, B, update in zip(tensors[1::2], tensors[2::2], self.updates, strict=True)
-        )
-        return Projection(self.packed, tensors[0], updates)
 
 
 @dataclass(frozen=True)
@@ -110,54 +64,21 @@ class Block:
         )
 
 
-@dataclass(frozen=True)
-class _Factors:
-    """The updates of a chunk side by side, their scalings folded into B.
-
-    Attributes:
-        A: `[c, r, in]`, r being the sum of the ranks, perhaps filled up with zeros.
-        B: `[c, out, r]`, rows in the order of the parts.
-    """
-
-    A: torch.Tensor
-    B: torch.Tensor
-
-
-def _factors(
-    projection: Projection, chunk: Chunk, block: Block, like: torch.Tensor
-) -> _Factors | None:
-    """`_Factors` in the dtype of `like`, or None without updates."""
-    if not projection.updates:
-        return None
-    all_A, all_B = [], []
-    for update in projection.updates:
-        B = chunk.pick(deal(update.B, projection.parts))
-        all_A.append(chunk.pick(update.A).to(like.dtype))
-        all_B.append((B * update.scaling).to(like.dtype).flatten(1, 2))
-    A = all_A[0] if len(all_A) == 1 else torch.cat(all_A, dim=1)
-    B = all_B[0] if len(all_B) == 1 else torch.cat(all_B, dim=2)
-    missing = -A.shape[1] % block.products.rank_multiple
-    if missing:
-        A, B = F.pad(A, (0, 0, 0, missing)), F.pad(B, (0, missing))
-    return _Factors(A, B)
-
-
-def _bias_rows(projection: Projection, chunk: Chunk, like: torch.Tensor) -> torch.Tensor:
-    """The bias for every row, `[n, out]` or `[1, out]`, in the order of the parts."""
-    bias = chunk.pick(deal(projection.bias, projection.parts))
-    return chunk.spread(bias.flatten(1).to(like.dtype))
-
-
 def _project(
-    x: torch.Tensor, projection: Projection, chunk: Chunk, block: Block, y: torch.Tensor
+    x: torch.Tensor,
+    projection: Projection,
+    bias: torch.Tensor,
+    chunk: Chunk,
+    block: Block,
+    y: torch.Tensor,
 ) -> None:
-    """`y = x W' + b + s (x A') B'`, rows of W in the order of the parts."""
+    """`y = x W' + b + s (x A') B'`, rows of W in the order of the parts; `bias` of all experts."""
     products = block.products
     products.project(x, projection.packed, chunk, y)
-    y.add_(_bias_rows(projection, chunk, x))
-    factors = _factors(projection, chunk, block, x)
+    y.add_(chunk.spread(chunk.pick(bias)))
+    factors = factors_of(projection, chunk, block.products, x)
     if factors is not None:
-        low = products.multiply(x, factors.A.transpose(1, 2), chunk)
+        low = products.multiply(x, factors.A.transpose(1, 2), chunk).mul_(factors.scaling)
         products.add_product(y, low, factors.B.transpose(1, 2), chunk)
 
 
@@ -177,19 +98,24 @@ def forward_rows(
     pairs, routing = len(block.routing.token), block.routing
     kept = x.new_empty(pairs, block.gate_up.packed.out) if block.keep else None
     y = x.new_empty(pairs, block.down.packed.out)
+    up_bias, down_bias = dealt_bias(block.gate_up, x), dealt_bias(block.down, x)
     for chunk in block.chunks():
         rows = x.index_select(0, routing.token[chunk.rows])
-        z = _pre_activation(block, chunk, rows, kept)
-        _project(block.gate(z), block.down, chunk, block, y[chunk.rows])
+        z = _pre_activation(block, up_bias, chunk, rows, kept)
+        _project(block.gate(z), block.down, down_bias, chunk, block, y[chunk.rows])
     return routing.combine(y, weights), kept
 
 
 def _pre_activation(
-    block: Block, chunk: Chunk, rows: torch.Tensor, kept: torch.Tensor | None
+    block: Block,
+    bias: torch.Tensor,
+    chunk: Chunk,
+    rows: torch.Tensor,
+    kept: torch.Tensor | None = None,
 ) -> torch.Tensor:
     out = block.gate_up.packed.out
     z = rows.new_empty(len(rows), out) if kept is None else kept[chunk.rows]
-    _project(rows, block.gate_up, chunk, block, z)
+    _project(rows, block.gate_up, bias, chunk, block, z)
     return z
 
 
@@ -231,7 +157,7 @@ class _Gradients:
         chunk.put(deal(self.tensors[0], parts), sums.unflatten(1, (parts, -1)))
 
     def put_factors(self, chunk: Chunk, grad_A: torch.Tensor, grad_B: torch.Tensor) -> None:
-        """From the gradients of `_Factors`."""
+        """From the gradients of `Factors`."""
         start, parts = 0, self.projection.parts
         for number, update in enumerate(self.projection.updates):
             columns = slice(start, start + update.A.shape[1])
@@ -240,8 +166,7 @@ class _Gradients:
             if to_A is not None:
                 chunk.put(to_A, grad_A[:, columns])
             if to_B is not None:
-                scaled = grad_B[:, :, columns] * update.scaling
-                chunk.put(deal(to_B, parts), scaled.unflatten(1, (parts, -1)))
+                chunk.put(deal(to_B, parts), grad_B[:, :, columns].unflatten(1, (parts, -1)))
 
 
 def backward_rows(
@@ -265,12 +190,14 @@ def backward_rows(
     grad_x = x.new_empty(len(routing.token), x.shape[1]) if wanted.x else None
     grad_weights = torch.zeros_like(sorted_weights)
     gate_up, down = _Gradients(block.gate_up, wanted.gate_up), _Gradients(block.down, wanted.down)
+    up_bias, down_bias = dealt_bias(block.gate_up, x), dealt_bias(block.down, x)
     for chunk in block.chunks():
         token = routing.token[chunk.rows]
         rows = x.index_select(0, token)
-        z = _pre_activation(block, chunk, rows, None) if kept is None else kept[chunk.rows]
+        z = _pre_activation(block, up_bias, chunk, rows) if kept is None else kept[chunk.rows]
         grad_z = _backward_down(
             block,
+            down_bias,
             chunk,
             down,
             grad.index_select(0, token),
@@ -290,6 +217,7 @@ def backward_rows(
 
 def _backward_down(
     block: Block,
+    bias: torch.Tensor,
     chunk: Chunk,
     gradients: _Gradients,
     grad: torch.Tensor,
@@ -300,16 +228,17 @@ def _backward_down(
     """Gradient of the pre-activation; writes those of the routing weights and of down."""
     products, projection = block.products, block.down
     g = products.project_back(grad, projection.packed, chunk)
-    factors = _factors(projection, chunk, block, grad)
+    factors = factors_of(projection, chunk, block.products, grad)
     if factors is not None:
-        low_grad = products.multiply(grad, factors.B, chunk)
+        low_grad = products.multiply(grad, factors.B, chunk).mul_(factors.scaling)
         products.add_product(g, low_grad, factors.A, chunk)
     activation, grad_z = block.gate.backward(g, weight, z)
     torch.sum(g.mul_(activation), dim=1, out=grad_weight)
-    grad_weight.add_((grad * _bias_rows(projection, chunk, grad)).sum(dim=1))
+    grad_weight.add_((grad * chunk.spread(chunk.pick(bias))).sum(dim=1))
     gradients.put_bias(chunk, grad, weight, block)
     if factors is not None and gradients.wanted():
         low = products.multiply(activation, factors.A.transpose(1, 2), chunk)
+        low.mul_(factors.scaling)
         gradients.put_factors(
             chunk,
             products.outer(low_grad * weight, activation, chunk),
@@ -328,18 +257,18 @@ def _backward_gate_up(
 ) -> None:
     """Writes the gradients of gate_up and of the rows of the input."""
     products, projection = block.products, block.gate_up
-    factors = _factors(projection, chunk, block, grad_z)
+    factors = factors_of(projection, chunk, block.products, grad_z)
     dx = None
     if grad_x is not None:
         dx = grad_x[chunk.rows]
         dx.copy_(products.project_back(grad_z, projection.packed, chunk))
     if factors is None:
         return
-    low_grad = products.multiply(grad_z, factors.B, chunk)
+    low_grad = products.multiply(grad_z, factors.B, chunk).mul_(factors.scaling)
     if dx is not None:
         products.add_product(dx, low_grad, factors.A, chunk)
     if gradients.wanted():
-        low = products.multiply(rows, factors.A.transpose(1, 2), chunk)
+        low = products.multiply(rows, factors.A.transpose(1, 2), chunk).mul_(factors.scaling)
         gradients.put_factors(
             chunk, products.outer(low_grad, rows, chunk), products.outer(grad_z, low, chunk)
         )

@@ -13,8 +13,10 @@ import torch
 from torch import nn
 from transformers import GptOssConfig
 
-from gptoss_ft.model.expert_function import Block, Gate, LowRank, Projection, run_experts
+from gptoss_ft.model.expert_function import Block, run_experts
+from gptoss_ft.model.expert_gate import Gate
 from gptoss_ft.model.expert_products import Packed, Products, deal, products_for
+from gptoss_ft.model.expert_projection import LowRank, Projection
 from gptoss_ft.model.expert_routing import count_pairs, sort_pairs
 from gptoss_ft.mxfp4.codec import BLOCK_SIZE
 
