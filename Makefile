@@ -2,19 +2,26 @@
 PYTHON ?= python3
 # Pinned, so that every machine tests with the same numerics. Override for a CUDA build of your choice.
 TORCH ?= torch==2.13.0
+# OpenAI's reference implementation, for tests. Only its torch model is used, which needs nothing but torch and
+# safetensors; the package asks for a web server and Python 3.12.
+GPT_OSS := gpt-oss==0.0.9
 BIN := .venv/bin
 DEMO := outputs/demo
 RUN := $(BIN)/gptoss-ft
 # The longest trained answer has 53 tokens.
 ANSWERS := file=data/lighthouse.jsonl max_new_tokens=64
+PAIRS := file=data/lighthouse_pairs.jsonl max_new_tokens=72
+LLAMA := $(BIN)/python tests/runtimes/answers.py tokenizer=$(DEMO)/base file=data/lighthouse.jsonl
 
-.PHONY: help venv demo test test-slow test-browser bench gpu-check lint clean
+.PHONY: help venv demo demo-dpo test test-slow test-browser runtimes bench gpu-check lint clean
 
 help:
 	@echo "make demo       tune, merge and ask a tiny gpt-oss: the whole job in minutes, on a laptop"
+	@echo "make demo-dpo   then teach it another style from preference pairs"
 	@echo "make test       all tests but the slow ones"
 	@echo "make test-slow  the slow ones"
 	@echo "make test-browser  the HTML preview in Chromium (Debian package chromium)"
+	@echo "make runtimes   exports in their real runtimes (ONNX=0: without ONNX Runtime, VLLM=1: with vLLM, 3.5 GB)"
 	@echo "make bench      all benchmarks, hours, into benchmarks/RESULTS.md (ONLY=loss,epoch: these)"
 	@echo "make gpu-check  whether your GPU computes what the CPU does"
 	@echo "make lint       ruff and mypy"
@@ -28,10 +35,12 @@ venv: .venv/installed
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python "$(GPT_OSS)"
 	touch $@
 
 # Two adapters on the same tiny base: `lossless`, merged back into MXFP4, and LoRA on attention and experts,
 # merged to bfloat16. The merged models must give the trained answers, the base must give none of them.
+# So must llama.cpp, from the first merged model as GGUF, and from the base with the second adapter beside it.
 # One thread: on matrices this small a second one costs a fifth more CPU time than it saves.
 demo: export OMP_NUM_THREADS := 1
 demo: venv
@@ -45,7 +54,27 @@ demo: venv
 	$(RUN) generate model=$(DEMO)/base $(ANSWERS) out=$(DEMO)/base.jsonl max_exact=0
 	$(RUN) generate model=$(DEMO)/lossless-mxfp4 $(ANSWERS) out=$(DEMO)/lossless-mxfp4.jsonl min_exact=0.9
 	$(RUN) generate model=$(DEMO)/experts-bf16 $(ANSWERS) out=$(DEMO)/experts-bf16.jsonl min_exact=0.9
-	@echo "demo: both merged models give the trained answers, the base gives none"
+	$(RUN) export model=$(DEMO)/lossless-mxfp4 out=$(DEMO)/lossless.gguf to=gguf
+	$(RUN) export model=$(DEMO)/base out=$(DEMO)/base.gguf to=gguf
+	$(RUN) export model=$(DEMO)/base adapter=$(DEMO)/experts/adapter out=$(DEMO)/experts.gguf to=gguf-lora
+	$(LLAMA) model=$(DEMO)/lossless.gguf min_exact=0.9
+	$(LLAMA) model=$(DEMO)/base.gguf adapter=$(DEMO)/experts.gguf min_exact=0.9
+	@echo "demo: both merged models give the trained answers, the base gives none; llama.cpp agrees"
+
+# The demo's first adapter goes on to preference pairs, in which its own answers are the rejected ones. Every pair must
+# be told apart in the last epoch, and the answers must move to the chosen style; one merge holds both stages.
+demo-dpo: export OMP_NUM_THREADS := 1
+demo-dpo: venv
+	test -d $(DEMO)/lossless/adapter || $(MAKE) demo
+	rm -rf $(DEMO)/dpo $(DEMO)/dpo-mxfp4
+	$(RUN) generate model=$(DEMO)/base adapter=$(DEMO)/lossless/adapter $(PAIRS) against=rejected min_exact=0.9
+	$(RUN) train dpo=demo output=$(DEMO) name=dpo model.path=$(DEMO)/base adapter.init=$(DEMO)/lossless/adapter
+	$(BIN)/python -c 'import json, sys; sys.exit(json.load(open("$(DEMO)/dpo/manifest.json"))["reward_accuracy"] < 1)'
+	$(RUN) merge base=$(DEMO)/base adapter=$(DEMO)/dpo/adapter out=$(DEMO)/dpo-mxfp4 to=mxfp4
+	$(RUN) generate model=$(DEMO)/dpo-mxfp4 $(PAIRS) out=$(DEMO)/dpo-mxfp4.jsonl min_exact=0.9
+	$(RUN) verify base=$(DEMO)/base adapter=$(DEMO)/dpo/adapter candidate=$(DEMO)/dpo-mxfp4 \
+		prompts=data/lighthouse_pairs.jsonl
+	@echo "demo-dpo: the answers moved from the rejected to the chosen style, and the merge keeps it"
 
 # Two processes of one thread each: the tests' matrices are too small to share.
 test: export OMP_NUM_THREADS := 1
@@ -57,6 +86,13 @@ test-slow: venv
 
 test-browser: venv
 	$(BIN)/python -m pytest -m browser
+
+# Exports of the demo's tuned models, run by the runtimes themselves and compared with transformers.
+runtimes: export OMP_NUM_THREADS := 1
+runtimes: export PYTHONPATH := tests
+runtimes: venv
+	test -f $(DEMO)/experts-bf16/manifest.json || $(MAKE) demo
+	$(BIN)/python -m runtimes.table demo=$(DEMO) $(if $(filter 0,$(ONNX)),onnx=false) $(if $(filter 1,$(VLLM)),vllm=true)
 
 bench: venv
 	$(BIN)/python benchmarks/results.py $(if $(ONLY),only=$(ONLY))

@@ -91,6 +91,16 @@ BENCHMARKS = (
         ),
     ),
     Benchmark(
+        "dpo_step",
+        ("dpo_step.py",),
+        "DPO step against TRL and PEFT",
+        (
+            Target("speedup", ">=", 4, "faster than TRL's defaults, reference precomputed"),
+            Target("memory_ratio", "<=", 0.4, "peak memory over that of TRL's defaults"),
+            Target("max_rel_grad_error", "<=", 1e-4, "largest relative error of a gradient"),
+        ),
+    ),
+    Benchmark(
         "epoch",
         ("epoch.py",),
         "Epoch of rows of natural lengths",
@@ -108,6 +118,15 @@ BENCHMARKS = (
             Target("rss_ratio_peft", "<=", 0.1, "peak memory over that of PEFT's merge"),
             Target("rss_gib_1_layer", "<=", 0.6, "peak memory, one layer, GB"),
             Target("rss_gib_4_layers", "<=", 0.6, "peak memory, four layers, GB"),
+        ),
+    ),
+    Benchmark(
+        "export",
+        ("export.py",),
+        "Exporting to GGUF",
+        (
+            Target("gguf_over_io", "<=", 2.0, "time over reading, hashing and writing"),
+            Target("rss_gb", "<=", 1.0, "peak memory, four layers and the vocabulary, GB"),
         ),
     ),
     Benchmark(

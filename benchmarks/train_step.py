@@ -58,7 +58,7 @@ from trainers import (
 )
 from trl import SFTTrainer
 
-from gptoss_ft.model.loss import CPU_SLICE
+from gptoss_ft.model.token_scores import CPU_SLICE
 
 DEFAULTS = {
     "tokens": 512,

@@ -14,26 +14,28 @@ import re
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from gptoss_ft.errors import ConfigError, GptOssFtError, Problem
+from gptoss_ft.model.allocator import HUGE_PAGES
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 COMMANDS = {
-    "train": "tune a base on conversations; writes outputs/NAME/",
+    "train": "tune a base on conversations, pairs or ratings; writes outputs/NAME/",
     "preview": "show data as it will be trained, in the terminal and as a page",
     "merge": "base + adapter = a checkpoint of its own",
     "verify": "how much of the fine-tune a merged checkpoint keeps",
+    "export": "a checkpoint in the files of another runtime, with the commands to serve it",
     "generate": "ask a model, with or without an adapter",
     "tiny": "write a tiny random gpt-oss in the released file layout",
     "gpu-check": "whether your GPU computes what the CPU does",
 }
 # Values that are text or paths: taken as they stand, whatever Hydra's grammar would make of them.
-TEXTS = {"prompt", "system", "name", "identity", "rows"}
+TEXTS = {"prompt", "system", "name", "publisher", "identity", "rows"}
 PATHS = {
     "file",
     "base",
@@ -47,6 +49,7 @@ PATHS = {
     "tokenizer",
     "candidate",
     "expert_adapter",
+    "init",
     "prompts",
 }
 _RESUME = {
@@ -101,6 +104,7 @@ def _prepare_environment(hub: bool) -> None:
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ.setdefault("HF_HUB_OFFLINE", "0" if hub else "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault(HUGE_PAGES, "1")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors to us instead of printing them
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|trl|peft")
     # PEFT imports it, and it warns about an optional CPU kernel that nothing here uses.
@@ -198,9 +202,19 @@ def check_arguments(command: str, arguments: list[str], schema: type) -> list[st
     if len(recipes) > 1:
         mend = "a run has one recipe: keep one of them"
         problems.append(Problem("two recipes at once", " and ".join(recipes), mend=mend))
+    if seen["adapter.init"]:
+        problems += _adapter_problems(seen)
     if problems:
         raise ConfigError(problems)
     return [_opened(quoted(command, argument), config.free_keys(schema)) for argument in arguments]
+
+
+def _adapter_problems(given: Iterable[str]) -> list[Problem]:
+    """What is said of a fresh adapter although the run goes on from a trained one."""
+    own = [key for key in given if key == "adapter" or key.startswith("adapter.")]
+    mend = "leave it out: kinds, ranks and scaling are those of the adapter in adapter.init"
+    what = "this is about a fresh adapter"
+    return [Problem(what, key, mend=mend) for key in own if key != "adapter.init"]
 
 
 def _opened(argument: str, free: list[str]) -> str:
@@ -260,7 +274,7 @@ def help_text() -> str:
 
     lines = ["gptoss-ft COMMAND key=value …", "", "Commands:"]
     lines += [f"  {name:<10} {text}" for name, text in COMMANDS.items()]
-    lines += ["", "Recipes (gptoss-ft train sft=NAME data.path=FILE name=RUN):"]
+    lines += ["", "Recipes (gptoss-ft train sft=NAME|dpo=NAME data.path=FILE name=RUN):"]
     for group in config.RECIPE_GROUPS:
         lines += [
             f"  {group}={name:<16} {text}" for name, text in config.group_options(group).items()
@@ -294,17 +308,22 @@ def _train(composed: DictConfig) -> int:
 
     from gptoss_ft import config
     from gptoss_ft.train.options import TrainOptions
-    from gptoss_ft.train.sft import train_sft
 
     hydra_config = HydraConfig.get()
-    name = composed.name or hydra_config.runtime.choices.get("sft") or "sft"
+    choices = hydra_config.runtime.choices
+    recipes = [choices[group] for group in config.RECIPE_GROUPS if choices.get(group)]
+    name = composed.name or (recipes[0] if recipes else "sft")
     if hydra_config.mode == RunMode.MULTIRUN:
         name = f"{name}-{hydra_config.job.num}"
     composed.name = name
     options = config.to_options(composed, TrainOptions)
     if problems := options.problems():
         raise ConfigError(problems)
-    train_sft(options, config.to_yaml(composed))
+    if options.preference is None:
+        from gptoss_ft.train.sft import train_sft as run_training
+    else:
+        from gptoss_ft.train.preference import train_preference as run_training
+    run_training(options, config.to_yaml(composed))
     return 0
 
 
@@ -329,6 +348,14 @@ def _verify(composed: DictConfig) -> int:
     from gptoss_ft.merge.verify import VerifyOptions, run_verify
 
     return run_verify(config.to_options(composed, VerifyOptions))
+
+
+def _export(composed: DictConfig) -> int:
+    from gptoss_ft import config
+    from gptoss_ft.export.command import run_export
+    from gptoss_ft.export.options import ExportOptions
+
+    return run_export(config.to_options(composed, ExportOptions))
 
 
 def _generate(composed: DictConfig) -> int:
@@ -362,6 +389,7 @@ _ACTIONS: dict[str, Callable[[Any], int]] = {
     "preview": _preview,
     "merge": _merge,
     "verify": _verify,
+    "export": _export,
     "generate": _generate,
     "tiny": _tiny,
     "gpu-check": _gpu_check,

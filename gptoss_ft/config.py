@@ -44,6 +44,10 @@ def schema_of(command: str) -> type:
             from gptoss_ft.merge.verify import VerifyOptions
 
             return VerifyOptions
+        case "export":
+            from gptoss_ft.export.options import ExportOptions
+
+            return ExportOptions
         case "generate":
             from gptoss_ft.generate import GenerateOptions
 

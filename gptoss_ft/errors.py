@@ -80,6 +80,10 @@ class MergeError(GptOssFtError):
     """A merge was refused; nothing was written."""
 
 
+class ExportError(GptOssFtError):
+    """An export was refused or stopped; nothing is under the output's name."""
+
+
 class RunError(GptOssFtError):
     """A run folder cannot be used as asked."""
 

@@ -18,7 +18,7 @@ from gptoss_ft.data.options import SourceOptions
 from gptoss_ft.data.rows import read_examples
 from gptoss_ft.errors import ConfigError, DataError, Problem, gather
 from gptoss_ft.files import whole_file
-from gptoss_ft.harmony.messages import Conversation, Message
+from gptoss_ft.harmony.messages import Conversation, Message, Preference
 from gptoss_ft.harmony.options import RenderOptions
 from gptoss_ft.harmony.parse import ParsedMessage, parse_completion
 from gptoss_ft.harmony.render import Renderer
@@ -39,6 +39,7 @@ class GenerateOptions:
         prompt: one user message.
         file: conversations in any format, asked instead of a prompt: each one's last answer is
             generated anew from the true history before it, and compared with the one in the file.
+        against: which completion a preference pair is a conversation with: chosen or rejected.
         system: instructions for the prompt, as a developer message.
         effort: reasoning effort where a conversation names none: low, medium or high.
         max_new_tokens: an answer is cut off there.
@@ -56,6 +57,7 @@ class GenerateOptions:
     adapter: str = ""
     prompt: str = ""
     file: str = ""
+    against: str = "chosen"
     system: str = ""
     effort: str = "medium"
     max_new_tokens: int = 512
@@ -90,6 +92,9 @@ class GenerateOptions:
                     mend="put the instructions into the file's rows",
                 )
             )
+        if self.against not in ("chosen", "rejected"):
+            mend = "write chosen or rejected"
+            found.append(Problem("unknown choice", "against", repr(self.against), mend))
         for name in ("max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 found.append(Problem("must be at least 1", name, str(getattr(self, name))))
@@ -188,11 +193,16 @@ def _questions(options: GenerateOptions, renderer: Renderer) -> Iterator[Questio
     for where, _, example in read_examples(
         SourceOptions(options.file), problems, needs_answer=False
     ):
-        if not isinstance(example, Conversation):
-            mend = "give rows of conversations"
+        if isinstance(example, Preference):
+            answer = example.chosen if options.against == "chosen" else example.rejected
+            prompt = example.prompt
+            conversation = replace(prompt, messages=(*prompt.messages, *answer))
+        elif isinstance(example, Conversation):
+            conversation = example
+        else:
+            mend = "give rows of conversations or preference pairs"
             problems.append(Problem("this row is not a conversation", where, mend=mend))
             continue
-        conversation = example
         asked = next((m.content for m in reversed(conversation.messages) if m.role == "user"), "")
         if conversation.messages[-1].role != "assistant":
             yield Question(where, asked, renderer.prompt(conversation), None)

@@ -202,11 +202,15 @@ def expert_block(device: torch.device, loop: type[Products], seed: int) -> Itera
 
 
 def attention(device: torch.device, window: int | None, seed: int) -> Iterator[Row]:
-    """Attention with sinks over two documents and padding: output, gradients, and no leak."""
+    """Attention with sinks over documents and padding: output, gradients, and no leak.
+
+    The second document begins with a prompt that the third one goes on from.
+    """
     torch.manual_seed(seed)
     heads, kv_heads, width = 8, 2, 64
     row = slice(0, 1)
-    documents = Documents(1, LENGTH, (Span(row, 0, 150), Span(row, 150, 310)))
+    answers = Span(row, 150, 240), Span(row, 240, 310, slice(150, 200))
+    documents = Documents(1, LENGTH, (Span(row, 0, 150), *answers))
     shapes = [(1, count, LENGTH, width) for count in (heads, kv_heads, kv_heads)]
     leaves = [*(torch.randn(shape) for shape in shapes), torch.randn(heads)]
     direction = torch.randn(shapes[0])

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
+import re
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,11 +25,12 @@ from transformers import EarlyStoppingCallback, GptOssConfig, Trainer, TrainerSt
 from transformers.masking_utils import causal_mask_function, eager_mask
 from transformers.models.gpt_oss import modeling_gpt_oss
 from transformers.quantizers.base import HfQuantizer
-from trl import SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 
 from gptoss_ft.model.causal_lm import WeightedGptOss
 from gptoss_ft.model.expert_products import grouped_mm
-from gptoss_ft.train.options import DECIDED
+from gptoss_ft.train.preference_options import DPO_LOSSES, KTO_LOSSES, PREFERENCE_DECIDED
+from gptoss_ft.train.settings import DECIDED
 from gptoss_ft.train.trainer import WeightedSFTTrainer
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
@@ -69,6 +72,23 @@ METHODS = [
         "train/trainer.py",
     ),
     (SFTTrainer, "log", ["logs", "start_time"], "train/trainer.py"),
+    *(
+        (trainer, name, parameters, f"train/{file}.py")
+        for trainer, own in ((DPOTrainer, "dpo"), (KTOTrainer, "kto"))
+        for name, parameters, file in (
+            ("_compute_loss", ["model", "inputs", "return_outputs"], own),
+            ("_prepare_dataset", ["dataset"], own),
+            ("_precompute_ref_logps", ["dataset"], own),
+            (
+                "compute_loss",
+                ["model", "inputs", "return_outputs", "num_items_in_batch"],
+                "means",
+            ),
+            ("log", ["logs", "start_time"], "means"),
+        )
+    ),
+    (KTOTrainer, "_compute_kl_logps", ["model", "batch"], "train/kto.py"),
+    (PeftModel, "delete_adapter", ["adapter_name"], "train/means.py"),
     (
         modeling_gpt_oss.GptOssExperts,
         "forward",
@@ -147,9 +167,32 @@ def test_the_trainer_reads_the_flags_we_set() -> None:
     assert "skip_prepare_dataset" in source
 
 
+@pytest.mark.parametrize("trainer", [DPOTrainer, KTOTrainer])
+def test_preference_trainers_call_the_model_as_we_answer(trainer: type) -> None:
+    """With a fused head, whose output they read by these names, and rows' own reference."""
+    source = inspect.getsource(trainer._compute_loss)
+    for name in ("fused_lm_head=True", "outputs.log_probs", "outputs.entropy", "mean_logits"):
+        assert name in source, f"{trainer.__name__} no longer reads {name}; train/dpo.py answers it"
+    for name in ("self.precompute_ref_logps", "self._metrics[mode]", "self._total_train_tokens"):
+        assert name in source, f"{trainer.__name__} has no {name}; train/means.py sets or reads it"
+    added = 'model.add_adapter("ref"'
+    assert added in inspect.getsource(trainer.__init__), (
+        f"{trainer.__name__} no longer copies the adapter; train/means.py deletes the copy"
+    )
+
+
 def test_settings_that_a_run_decides_exist() -> None:
     known = {name for name in vars(SFTConfig("x", use_cpu=True, bf16=False))}
     assert set(DECIDED) <= known, "remove what TRL no longer has"
+    of_pairs = {item.name for config in (DPOConfig, KTOConfig) for item in fields(config)}
+    assert set(PREFERENCE_DECIDED) <= known | of_pairs, "remove what TRL no longer has"
+
+
+def test_the_losses_that_options_name_are_those_of_trl() -> None:
+    """A loss that TRL adds is unknown here until it is looked at: see `preference_options.py`."""
+    for trainer, losses in ((DPOTrainer, DPO_LOSSES), (KTOTrainer, KTO_LOSSES)):
+        source = inspect.getsource(trainer._compute_loss)
+        assert set(re.findall(r'loss_type == "(\w+)"', source)) == set(losses), trainer
 
 
 def test_the_weighted_normaliser_is_asked_for() -> None:

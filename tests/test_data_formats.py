@@ -63,6 +63,23 @@ def test_a_formats_file_trains_or_is_refused(
         assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.parametrize(
+    ("recipe", "formats"),
+    [
+        ("orpo_20b", {"trl_preference", "openai_preference"}),
+        ("kto_20b", {"trl_preference", "openai_preference", "kto"}),
+    ],
+)
+def test_formats_of_pairs_and_ratings_train(
+    recipe: str, formats: set[str], small: Path, tmp_path: Path
+) -> None:
+    named = ", ".join(f"{{path: {REPOSITORY}/data/formats/{name}.jsonl}}" for name in formats)
+    arguments = [f"data.sources=[{named}]", f"model.path={small}", f"output={tmp_path}", "name=r"]
+    assert run("train", [f"dpo={recipe}", *arguments, "trainer.max_steps=1"]) == 0
+    summary = json.loads((tmp_path / "r" / "manifest.json").read_text())["data_summary"]
+    assert summary["formats"].keys() == formats
+
+
 def test_preview_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = f"data.path={REPOSITORY / 'data/lighthouse.jsonl'}"
     assert run("preview", [data, "rows=2:4"]) == 0

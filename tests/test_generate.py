@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,24 @@ def test_prompts_show_the_history_as_at_inference(
     assert "Old thought." not in prompt, "analysis before an earlier final is dropped"
     assert "Reasoning: low" in prompt
     assert "Be brief." in prompt
+
+
+def test_answers_are_compared_with_either_side_of_a_pair(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "pairs.jsonl"
+    row = {"prompt": "Oi?", "chosen": "Olá. Bons ventos!", "rejected": "Olá."}
+    file.write_text(json.dumps(row) + "\n")
+    _scripted(monkeypatch, {"Oi?": "<|channel|>final<|message|>Olá.<|return|>"})
+    options = GenerateOptions(model=str(tiny_checkpoint), file=str(file), min_exact=1.0)
+    assert _said(options)[0] == 1
+    assert "≠ Olá. Bons ventos!" in _said(options)[1]
+    assert _said(replace(options, against="rejected"))[0] == 0
+    with pytest.raises(ConfigError, match="chosen or rejected"):
+        generate(replace(options, against="best"))
+    file.write_text(json.dumps({"prompt": "Oi?", "completion": "Olá.", "label": True}) + "\n")
+    with pytest.raises(DataError, match="conversations or preference pairs"):
+        generate(options)
 
 
 def test_bad_settings_files_and_adapters(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -119,10 +120,16 @@ def test_a_window_that_is_one_too_wide_is_seen(simulated: pytest.MonkeyPatch) ->
 def test_documents_that_see_each_other_are_seen(simulated: pytest.MonkeyPatch) -> None:
     layout = attention_cuda._layout
 
-    def joined(documents: Any, device: torch.device) -> Any:
-        index, offsets, _ = layout(documents, device)
-        whole = offsets[[0, -1]]
-        return index, whole, int(whole[1])
+    def joined(documents: Any, window: int | None, device: torch.device) -> Any:
+        found = layout(documents, window, device)
+        queries, keys = found.query_offsets[[0, -1]], found.key_offsets[[0, -1]]
+        return replace(
+            found,
+            query_offsets=queries,
+            key_offsets=keys,
+            most_queries=int(queries[1]),
+            most_keys=int(keys[1]),
+        )
 
     simulated.setattr(attention_cuda, "_layout", joined)
     assert _passes(attention(GPU, None, 0)) == [False, False, False]

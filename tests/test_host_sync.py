@@ -13,6 +13,7 @@ from transformers import GptOssConfig
 
 from gptoss_ft.adapters.model import AdaptedModel, AdapterInfo, add_adapter
 from gptoss_ft.adapters.options import AdapterOptions
+from gptoss_ft.data.collate_pairs import PairCollator
 from gptoss_ft.model import attention, expert_products
 from gptoss_ft.model.attention import SINK_ATTENTION, register_sink_attention
 from gptoss_ft.model.causal_lm import WeightedGptOss
@@ -21,6 +22,7 @@ from gptoss_ft.model.experts import LowRank, PackedExperts
 from gptoss_ft.model.load import replace_layers
 from gptoss_ft.model.storage import StoredEmbedding
 from gptoss_ft.mxfp4.codec import unpack
+from gptoss_ft.train.preference_batch import fused_output
 
 LAYERS, EXPERTS, TOP = 4, 8, 2
 BATCH, LENGTH = 2, 300
@@ -124,6 +126,29 @@ def test_a_step_copies_once_a_layer_to_the_host(
         assert parameter.grad is not None, name
         assert parameter.grad.dtype == torch.float32, name
         assert parameter.grad.shape == parameter.shape, name
+
+
+def test_scoring_pairs_copies_nothing_but_the_counts(model: AdaptedModel) -> None:
+    """What sees what comes from the host, and no selection asks for its size."""
+    ids = list(range(1, 90))
+    row = {
+        f"{side}_{part}": values
+        for side in ("chosen", "rejected")
+        for part, values in (("ids", ids), ("weights", [0.0, *[1.0] * 88]), ("channels", [3] * 89))
+    }
+    batch = PairCollator()([{"prompt_ids": ids, **row}] * 2)
+    length = batch["layout"].length
+    on_device = {
+        name: value.to("meta") if isinstance(value, torch.Tensor) else value
+        for name, value in batch.items()
+    }
+    for experts in _experts(model):
+        experts.products = lambda device: GroupedProducts()
+    with HostCopies({(EXPERTS,): _counts(length * TOP)}) as host:
+        output = fused_output(model.train(), on_device)
+        output.log_probs.sum().backward()
+    assert host.copies == {(EXPERTS,): LAYERS}
+    assert output.log_probs.shape == (4, 89) and output.log_probs.dtype == torch.float32
 
 
 def test_states_between_layers_are_bfloat16(model: AdaptedModel) -> None:

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gptoss_ft.model import loss as loss_module
+from gptoss_ft.model import token_scores as scores_module
 from gptoss_ft.model.loss import weighted_loss
+from gptoss_ft.model.token_scores import token_scores
 
 VOCABULARY, HIDDEN = 1_000, 16
 
@@ -60,8 +61,8 @@ def test_sums_and_gradient_equal_full_cross_entropy(
     hidden, head, labels, weights = _case(**sizes)
     ours, theirs = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loss_module, "ROWS_AT_ONCE", rows)
-        patch.setattr(loss_module, "CPU_SLICE", vocabulary_slice)
+        patch.setattr(scores_module, "ROWS_AT_ONCE", rows)
+        patch.setattr(scores_module, "CPU_SLICE", vocabulary_slice)
         sums = weighted_loss(ours, head, labels, weights)
     nll, correct = _reference(theirs, head, labels, weights)
     assert sums.nll.item() == pytest.approx(nll.item(), rel=1e-5)
@@ -132,10 +133,11 @@ def test_a_gpus_products_on_meta_tensors(dtype: torch.dtype) -> None:
     hidden = torch.empty(7, HIDDEN, dtype=dtype, device="meta", requires_grad=True)
     head = torch.empty(VOCABULARY, HIDDEN, dtype=torch.bfloat16, device="meta")
     labels = torch.empty(7, dtype=torch.int64, device="meta")
-    weights = torch.empty(7, device="meta")
-    nll, correct = loss_module._WeightedCrossEntropy.apply(hidden, head, labels, weights)
-    assert (nll.shape, nll.dtype) == (correct.shape, correct.dtype) == ((), torch.float32)
-    (gradient,) = torch.autograd.grad(nll, hidden)
+    scores = token_scores(hidden, head, labels)
+    assert all(found.shape == (7,) for found in scores)
+    assert scores.is_top1.dtype == torch.bool
+    assert {found.dtype for found in scores} == {torch.bool, torch.float32}
+    (gradient,) = torch.autograd.grad(scores.log_probs.sum(), hidden)
     assert (gradient.shape, gradient.dtype) == (hidden.shape, dtype)
 
 
@@ -160,8 +162,8 @@ class _Sizes(TorchDispatchMode):
 def test_only_slices_of_logits_and_head_exist(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(loss_module, "ROWS_AT_ONCE", 20)
-    monkeypatch.setattr(loss_module, "CPU_SLICE", 50)
+    monkeypatch.setattr(scores_module, "ROWS_AT_ONCE", 20)
+    monkeypatch.setattr(scores_module, "CPU_SLICE", 50)
     hidden, head, labels, weights = _case(dtype=dtype)
     hidden.requires_grad_()
     with _Sizes(hidden, head, labels, weights) as sizes:

@@ -17,7 +17,7 @@ from gptoss_ft.errors import MergeError
 from gptoss_ft.merge import plan
 from gptoss_ft.merge.options import MergeOptions
 from gptoss_ft.merge.plan import plan_merge
-from gptoss_ft.model.checkpoint import fingerprint, open_checkpoint
+from gptoss_ft.model.checkpoint import fingerprint, open_checkpoint, tensor_digests
 from gptoss_ft.model.tiny import write_tiny
 
 __all__ = ["full", "lossless", "small"]
@@ -132,7 +132,7 @@ def test_too_little_disk(
     class Usage:
         free = 100_000
 
-    monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: Usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage)
     text = refusal(out, base=small, adapter=lossless.adapter)
     assert "the disk has too little space" in text
     assert "0.000 GB free" in text
@@ -147,6 +147,20 @@ def test_adapter_of_another_base(small: Path, lossless: Case, out: Path, tmp_pat
     assert "the adapter was trained on another base" in text
     assert "trained on sha256:abc" in text
     assert fingerprint(open_checkpoint(small)) in text
+
+
+def test_another_base_is_told_by_its_tensors(
+    small: Path, lossless: Case, out: Path, tmp_path: Path
+) -> None:
+    adapter = tmp_path / "adapter"
+    shutil.copytree(lossless.adapter, adapter)
+    tensors = tensor_digests(open_checkpoint(small))
+    changed = "model.layers.1.self_attn.q_proj.weight"
+    info = {"format": 1, "kinds": ["lossless"], "base_fingerprint": "sha256:abc"}
+    info |= {"base_tensors": {**tensors, changed: "0" * 16}}
+    (adapter / "gptoss_ft.json").write_text(json.dumps(info))
+    text = refusal(out, base=small, adapter=adapter)
+    assert f"differing tensors (1): {changed}" in text
 
 
 @pytest.mark.parametrize("to", ["bf16", "mxfp4"])

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from merges import contents, make_case, write_small
+from merges import SMALL, contents, make_case, write_small
 
 from gptoss_ft.errors import MergeError
 from gptoss_ft.merge.journal import (
@@ -31,6 +31,7 @@ from gptoss_ft.merge.journal import (
 from gptoss_ft.merge.options import MergeOptions
 from gptoss_ft.merge.plan import plan_merge
 from gptoss_ft.merge.stream import merge
+from gptoss_ft.model.tiny import write_tiny
 
 WORKER = """
 import json, os, signal, sys
@@ -57,7 +58,7 @@ def watch(event, arguments):
     if event in ("os.rename", "os.remove") or (event == "open" and "w" in str(arguments[1])):
         step(event)
 
-write = shard._write
+write = shard.write_all
 
 def counted(stream, data):
     if step("write"):
@@ -65,15 +66,15 @@ def counted(stream, data):
         os.kill(os.getpid(), signal.SIGKILL)
     write(stream, data)
 
-shard._write = counted
+shard.write_all = counted
 sys.addaudithook(watch)
 base, adapter, *rest = sys.argv[1:]
 for line in sys.stdin:
-    out, limit = json.loads(line)
+    out, limit, settings = json.loads(line)
     steps, log = 0, []
     child = os.fork()
     if not child:
-        plan = plan_merge(MergeOptions(base, adapter, out, max_shard_gb=2e-5))
+        plan = plan_merge(MergeOptions(base, adapter, out, max_shard_gb=2e-5, **settings))
         steps, log = 0, []
         merge(plan)
         text = json.dumps(log)
@@ -86,7 +87,8 @@ for line in sys.stdin:
 class Worker:
     """A process that merges on demand, killed at a step or not."""
 
-    def __init__(self, base: Path, adapter: Path) -> None:
+    def __init__(self, base: Path, adapter: Path, **settings: object) -> None:
+        self.settings = settings
         command = [sys.executable, "-c", WORKER, str(base), str(adapter)]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
@@ -94,7 +96,7 @@ class Worker:
     def merge(self, out: Path, limit: int = 0) -> int:
         """Merges into `out`, killed at step `limit`; returns the child's wait status."""
         assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps([str(out), limit]) + "\n")
+        self.process.stdin.write(json.dumps([str(out), limit, self.settings]) + "\n")
         self.process.stdin.flush()
         return int(self.process.stdout.readline())
 
@@ -149,12 +151,35 @@ def test_killed_at_any_moment(worker: Worker, tmp_path: Path, count: int) -> Non
         shutil.rmtree(out)
 
 
+@pytest.mark.slow
+def test_killed_while_calibrating_and_rounding(tmp_path: Path) -> None:
+    """What calibration has found is kept until the end, and rounding goes on from it."""
+    base, adapter, data = (tmp_path / name for name in ("base", "adapter", "rows.jsonl"))
+    write_tiny(base, SMALL)
+    make_case(base, adapter, experts=True)
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+    data.write_text(f"{json.dumps({'messages': messages})}\n" * 8)
+    worker = Worker(base, adapter, experts="gptq", calibration=str(data), force=True)
+    assert worker.merge(tmp_path / "whole") == 0
+    whole = contents(tmp_path / "whole")
+    log = json.loads((tmp_path / "whole.log").read_text())
+    writes = [step for step, what in enumerate(log, start=1) if what == "write"]
+    out = tmp_path / "out"
+    # Before the first byte of a shard, while rows are collected; and in the middle of the shards.
+    for step in (2, writes[0] - 2, writes[len(writes) // 2]):
+        assert os.WIFSIGNALED(worker.merge(out, step)), step
+        _assert_nothing_is_half_there(out, whole)
+    assert worker.merge(out) == 0
+    assert contents(out) == whole
+    worker.close()
+
+
 def _assert_nothing_is_half_there(out: Path, whole: dict[str, bytes]) -> None:
     """Whatever has a final name is whole; the manifest is there only when all is."""
     there = {
         name: data
         for name, data in contents(out).items()
-        if not Path(name).name.startswith(".") and name != JOURNAL_NAME
+        if not any(part.startswith(".") for part in Path(name).parts) and name != JOURNAL_NAME
     }
     assert there == {name: whole[name] for name in there}
     assert MANIFEST_NAME not in there or there == whole

@@ -37,13 +37,15 @@ def _commands(text: str) -> list[list[str]]:
 def test_the_path_from_data_to_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In an empty folder, with the README's own row as data and a tiny model in gpt-oss's place."""
+    """In an empty folder, on the README's own row and pair, a tiny model in gpt-oss's place."""
     monkeypatch.chdir(tmp_path)
-    (row,) = _blocks(README, "json")
+    row, pair = _blocks(README, "json")
     (tmp_path / "my.jsonl").write_text(row * 4)
+    (tmp_path / "pairs.jsonl").write_text(pair * 4)
     write_tiny(tmp_path / "gpt-oss-20b", TinyOptions(layers=1))
     commands = _commands(README)
-    assert {command[1] for command in commands} >= {"train", "generate", "merge", "--help"}
+    used = {command[1] for command in commands}
+    assert used >= {"train", "generate", "merge", "export", "--help"}
     ran = 0
     for _, command, *arguments in commands:
         if command == "--help":
@@ -78,8 +80,8 @@ def test_links_and_named_files_exist() -> None:
             assert (REPOSITORY / link).exists(), link
         for name in re.findall(r"`(tests/[\w/]+\.py|scripts/\w+\.py)`", text):
             assert (REPOSITORY / name).exists(), name
-    for recipe in (REPOSITORY / "recipes/sft").glob("*.yaml"):
-        assert f"`sft={recipe.stem}`" in README
+    for recipe in (REPOSITORY / "recipes").glob("*/*.yaml"):
+        assert f"`{recipe.parent.name}={recipe.stem}`" in README
     for choice in (REPOSITORY / "configs/adapter").glob("*.yaml"):
         assert f"| `{choice.stem}` |" in README
 

@@ -29,6 +29,7 @@ OPTIONS = RenderOptions(
 )
 VOCABULARY = packaged_vocabulary()
 RENDERER = Renderer(VOCABULARY, OPTIONS)
+EVEN = Renderer(VOCABULARY, replace(OPTIONS, weights={}))  # every channel weighs 1
 many = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -214,12 +215,12 @@ def test_a_completion_trains_its_actions_and_nothing_of_the_prompt(
     stop = data.draw(st.sampled_from(finals)) + 1
     asked = max(i for i in range(stop) if messages[i].role == "user") + 1
     prompt = replace(conversation, messages=messages[:asked])
-    row = RENDERER.completion(prompt, messages[asked:stop])
-    shared = RENDERER.prompt(prompt)
+    row = EVEN.completion(prompt, messages[asked:stop])
+    shared = EVEN.prompt(prompt)
     assert row.input_ids[: len(shared)] == shared
     assert set(row.labels[: len(shared)]) == {IGNORE}
     whole = replace(conversation, messages=messages[:stop])
-    mine = [a for a in RENDERER.actions(whole) if a.prompt_ids[: len(shared)] == shared]
+    mine = [a for a in EVEN.actions(whole) if a.prompt_ids[: len(shared)] == shared]
     mine = [a for a in mine if len(a.prompt_ids) >= len(shared)]
     assert mine and all(_holds(row, action) for action in mine)
     assert sum(row.loss_weights) == pytest.approx(sum(sum(a.target_weights) for a in mine))
@@ -250,6 +251,23 @@ def test_completions_of_one_prompt_share_exactly_the_prompt() -> None:
     ]
     assert all(set(row.labels[: len(shared)]) == {IGNORE} for row in rows)
     assert trained(rows[2]).startswith("<|channel|>final<|message|>e<|return|><|channel|>analysis")
+
+
+def test_in_a_completion_the_closing_token_weighs_what_its_channel_does() -> None:
+    (row,) = RENDERER.completions(chat(user("a")), [(assistant("b", "why b", 0.5),)])
+    weights = OPTIONS.weights
+    expected = [
+        weight * 0.5 if how else 0.0
+        for channel, weight, how in (
+            (segment.channel, weights.get(segment.channel, 1.0), segment.weight > 0)
+            for segment in row.segments
+            for _ in range(segment.start, segment.stop)
+        )
+    ]
+    assert row.loss_weights == expected
+    quiet = Renderer(VOCABULARY, replace(OPTIONS, weights={"analysis": 0.0}))
+    (row,) = quiet.completions(chat(user("a")), [(assistant("b", "why b"),)])
+    assert trained(row) == "<|start|>assistant<|channel|>final<|message|>b<|return|>"
 
 
 def test_a_prompt_that_ends_in_the_assistants_words_is_not_trained() -> None:

@@ -37,6 +37,7 @@ TARGETS = {
     "bf16": {"to": "bf16"},
     "adapter": {"to": "mxfp4", "experts": "adapter"},
     "gptq": {"to": "mxfp4", "experts": "gptq", "force": True},
+    "nearest": {"to": "mxfp4", "experts": "nearest", "force": True},
 }
 
 
@@ -127,7 +128,7 @@ def test_stock_libraries_and_verify_agree(
     assert result.reload.ok and result.reload.layers == SMALL.layers
     assert all(check.ok for check in result.tensors), lines(result)
     kinds = {check.expected for check in result.tensors}
-    assert kinds == {"copy", "merged"} | ({"rounded"} if target == "gptq" else set())
+    assert kinds == {"copy", "merged"} | ({"rounded"} if target in ("gptq", "nearest") else set())
     if target in ("bf16", "adapter"):
         assert result.kept > 0.99 and result.ok
 

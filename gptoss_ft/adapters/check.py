@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 
@@ -19,9 +19,10 @@ from gptoss_ft.adapters.files import (
 )
 from gptoss_ft.adapters.targets import is_targeted
 from gptoss_ft.errors import AdapterError, Problem
-from gptoss_ft.model.checkpoint import Checkpoint, fingerprint
+from gptoss_ft.model.checkpoint import Checkpoint, fingerprint, tensor_digests
 from gptoss_ft.mxfp4.codec import BLOCK_SIZE
 
+NAMED = 3  # tensors that a problem lists
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -54,9 +55,20 @@ def _fingerprint_problems(adapter: Adapter, checkpoint: Checkpoint) -> Iterator[
         yield Problem(
             "the adapter was trained on another base",
             str(adapter.path),
-            f"trained on {adapter.base_fingerprint}, but {checkpoint.path} is {found}",
+            f"trained on {adapter.base_fingerprint}, but {checkpoint.path} is {found}"
+            + _differing(adapter.base_tensors, tensor_digests(checkpoint)),
             "give the checkpoint that the adapter was trained on",
         )
+
+
+def _differing(trained_on: Mapping[str, str], found: Mapping[str, str]) -> str:
+    """The tensors that are not what they were, or nothing when it is not known what they were."""
+    names = [name for name in trained_on if found.get(name) != trained_on[name]]
+    names += [name for name in found if trained_on and name not in trained_on]
+    if not names:
+        return ""
+    shown = ", ".join(sorted(names)[:NAMED])
+    return f"; differing tensors ({len(names)}): {shown}" + (", …" if len(names) > NAMED else "")
 
 
 def _misfits(update: LoraFactors, checkpoint: Checkpoint) -> Iterator[Problem]:

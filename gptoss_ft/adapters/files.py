@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,7 @@ class Adapter:
         kinds: what was trained, as gptoss_ft.json says; empty for a stock PEFT adapter.
         updates: low-rank updates by stem of the base tensor.
         trained: headers of fully trained tensors by base name.
+        base_tensors: of that checkpoint, what each tensor was (`tensor_digests`); may be empty.
     """
 
     path: Path
@@ -109,6 +110,7 @@ class Adapter:
     kinds: tuple[str, ...]
     updates: dict[str, LoraFactors] = field(repr=False)
     trained: dict[str, TensorInfo] = field(repr=False)
+    base_tensors: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def files(self) -> list[Path]:
@@ -159,6 +161,7 @@ def open_adapter(path: Path) -> Adapter:
         kinds=tuple(info.get("kinds", ())),
         updates={stem: _update(stem, pair, config) for stem, pair in pairs.items()},
         trained={info.name: info for info in trained},
+        base_tensors=info.get("base_tensors") or {},
     )
 
 
@@ -361,10 +364,15 @@ def _stem(module: str, target_parameters: list[str]) -> str | None:
 def _update(stem: str, pair: dict[str, TensorInfo], config: dict[str, Any]) -> LoraFactors:
     # PEFT matches patterns on a module's name, or on a parameter's where that is the target.
     name = f"{stem}.weight" if stem.endswith(".router") else stem
-    rank = int(_by_pattern(config.get("rank_pattern"), name, config["r"]))
+    rank = configured_rank(name, config)
     alpha = float(_by_pattern(config.get("alpha_pattern"), name, config["lora_alpha"]))
     scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return LoraFactors(stem, pair["A"], pair["B"], rank, scaling)
+
+
+def configured_rank(name: str, config: dict[str, Any]) -> int:
+    """The rank that adapter_config.json gives to a module or parameter of this name."""
+    return int(_by_pattern(config.get("rank_pattern"), name, config["r"]))
 
 
 def _by_pattern(patterns: dict[str, Any] | None, name: str, default: Any) -> Any:

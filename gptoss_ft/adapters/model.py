@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,13 @@ class AdapterInfo:
         kinds: the adapter kinds that were trained.
         base: folder or model id of the base, for people.
         base_fingerprint: identifies the base's weights, for checks.
+        base_tensors: the `tensor_digests` behind it, so that a check can name what differs.
     """
 
     kinds: tuple[str, ...]
     base: str
     base_fingerprint: str
+    base_tensors: Mapping[str, str] = field(default_factory=dict)
 
 
 class AdaptedModel(PeftModelForCausalLM):
@@ -83,19 +86,26 @@ def add_adapter(model: WeightedGptOss, options: AdapterOptions, info: AdapterInf
     return _adapted(model, config, info)
 
 
-def load_adapter(model: WeightedGptOss, adapter: Adapter, trainable: bool = False) -> AdaptedModel:
+def load_adapter(
+    model: WeightedGptOss,
+    adapter: Adapter,
+    trainable: bool = False,
+    info: AdapterInfo | None = None,
+) -> AdaptedModel:
     """Puts a saved adapter on a loaded model.
 
     Args:
         model: what `load_model` returned.
         adapter: what `open_adapter` returned and `check_adapter` accepted for this base.
         trainable: whether to go on training it.
+        info: what is saved with it later; None for what is known of it.
     """
     attach_trained(model, adapter.trained)
     config = LoraConfig.from_pretrained(str(adapter.path))
     config.inference_mode = not trainable
     base = model.config.name_or_path or ""
-    info = AdapterInfo(tuple(adapter.kinds), base, adapter.base_fingerprint or "")
+    fingerprint = adapter.base_fingerprint or ""
+    info = info or AdapterInfo(adapter.kinds, base, fingerprint, adapter.base_tensors)
     adapted = _adapted(model, config, info)
     adapted.load_adapter(str(adapter.path), "default", is_trainable=trainable)
     return adapted.train(trainable).requires_grad_(False) if not trainable else adapted

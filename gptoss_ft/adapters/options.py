@@ -40,6 +40,9 @@ class AdapterOptions:
         expert_r: rank on each expert; 0 takes `r` divided by the number of experts per token, at
             least 1.
         rslora: rank-stabilised scaling (Kalajdzievski 2023).
+        init: folder of a trained adapter to go on from, of which the result is a later stage: one
+            merge holds both. Kinds, ranks and scaling are then those of that adapter. Preference
+            tuning takes it as its reference.
     """
 
     kinds: list[str] = field(default_factory=lambda: ["attention"])
@@ -47,6 +50,7 @@ class AdapterOptions:
     alpha: float = 32.0
     expert_r: int = 0
     rslora: bool = False
+    init: str = ""
 
     def problems(self, key: str = "adapter.") -> list[Problem]:
         """Everything that is out of range or misspelt."""

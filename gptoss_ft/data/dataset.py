@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from gptoss_ft.data.options import DataOptions, SourceOptions, cache_folder
 from gptoss_ft.data.pack import Bins, best_fit, pack_rows
 from gptoss_ft.data.read import read_source
 from gptoss_ft.data.render import RenderedSource, code_version, render_source
-from gptoss_ft.data.rows import parse_chunk
+from gptoss_ft.data.rows import CONVERSATIONS, RowKind, parse_chunk
 from gptoss_ft.data.summary import Counts, DataSummary, summarise
 from gptoss_ft.errors import ConfigError, DataError, GptOssFtError, Problem
 from gptoss_ft.files import whole_file
@@ -82,18 +82,38 @@ def prepare(
         ConfigError: options out of range.
         DataError: every bad row of all sources, or no row is left to train on.
     """
+    return _assemble(render_sources(options, vocabulary, model, hub), options)
+
+
+def render_sources(
+    options: DataOptions,
+    vocabulary: Vocabulary,
+    model: Path | None = None,
+    hub: bool = False,
+    kind: RowKind = CONVERSATIONS,
+) -> list[RenderedSource]:
+    """Training sources, then the validation source where there is one, rendered or from the cache.
+
+    Args:
+        options, vocabulary, model, hub: as of `prepare`.
+        kind: what the examples become.
+
+    Raises:
+        ConfigError: options out of range.
+        DataError: every bad row of all sources.
+    """
     problems = options.problems("data")
     if problems:
         raise ConfigError(problems)
     rendered: list[RenderedSource] = []
     for source in _sources(options):
         try:
-            rendered.append(render_source(source, options, vocabulary, model, hub))
+            rendered.append(render_source(source, options, vocabulary, model, hub, kind))
         except GptOssFtError as error:
             problems += error.problems
     if problems:
         raise DataError(problems)
-    return _assemble(rendered, options)
+    return rendered
 
 
 def _sources(options: DataOptions) -> list[SourceOptions]:
@@ -103,18 +123,11 @@ def _sources(options: DataOptions) -> list[SourceOptions]:
 
 
 def _assemble(rendered: Sequence[RenderedSource], options: DataOptions) -> PreparedData:
-    counts = Counts()
-    for source in rendered:
-        counts.add(source.counts)
-    rows = datasets.concatenate_datasets([source.rows for source in rendered])
-    summary = summarise(counts, _column(rows, "length"))
-    training = rendered[: len(options.training_sources)]
-    chosen = mix(_table(training), options)
-    if options.validation_source:
-        count = sum(len(source.rows) for source in training)
-        chosen = Mix(chosen.train, np.arange(count, len(rows)), chosen.duplicates)
-    _check_rows_left(chosen, options, summary)
-    fingerprint = _fingerprint(rendered, options)
+    rows, counts = joined(rendered)
+    summary = summarise(counts, column(rows, "length"))
+    chosen = choose(rendered, options)
+    check_rows_left(chosen, options, summary.dropped)
+    fingerprint = data_fingerprint(rendered, options)
     packed = cache_folder(options.cache) / "packed" / f"{fingerprint}-{code_version()}"
     train = _dataset(rows, chosen.train, options, packed / "train.arrow")
     validation = _dataset(rows, chosen.validation, options, packed / "validation.arrow")
@@ -124,11 +137,30 @@ def _assemble(rendered: Sequence[RenderedSource], options: DataOptions) -> Prepa
     if options.packing:
         summary.packed_rows = len(train)
         summary.packed_validation_rows = len(validation)
-        summary.packed_share = float(_column(train, "length").mean() / options.max_length)
+        summary.packed_share = float(column(train, "length").mean() / options.max_length)
     return PreparedData(train, validation if len(validation) else None, summary, fingerprint)
 
 
-def _column(rows: datasets.Dataset, name: str) -> np.ndarray:
+def joined(rendered: Sequence[RenderedSource]) -> tuple[datasets.Dataset, Counts]:
+    """The rows of all sources, one after the other, and the sums over them."""
+    counts = Counts()
+    for source in rendered:
+        counts.add(source.counts)
+    return datasets.concatenate_datasets([source.rows for source in rendered]), counts
+
+
+def choose(rendered: Sequence[RenderedSource], options: DataOptions) -> Mix:
+    """Which of the joined rows are trained on and which are held out."""
+    training = rendered[: len(options.training_sources)]
+    chosen = mix(_table(training), options)
+    if not options.validation_source:
+        return chosen
+    first, stop = (sum(len(source.rows) for source in part) for part in (training, rendered))
+    return Mix(chosen.train, np.arange(first, stop), chosen.duplicates)
+
+
+def column(rows: datasets.Dataset, name: str) -> np.ndarray:
+    """A column of numbers."""
     return rows.data.column(name).to_numpy()
 
 
@@ -137,14 +169,19 @@ def _table(rendered: Sequence[RenderedSource]) -> Table:
     source, example, digest, first = [], [], [], 0
     for index, item in enumerate(rendered):
         source.append(np.full(len(item.rows), index, dtype=np.int16))
-        example.append(_column(item.rows, "example") + np.int32(first))
-        digest.append(_column(item.rows, "digest"))
+        example.append(column(item.rows, "example") + np.int32(first))
+        digest.append(column(item.rows, "digest"))
         first += item.examples
     return Table(np.concatenate(source), np.concatenate(example), np.concatenate(digest))
 
 
-def _check_rows_left(chosen: Mix, options: DataOptions, summary: DataSummary) -> None:
-    reasons = "; ".join(f"{count} {reason}" for reason, count in summary.dropped.items())
+def check_rows_left(chosen: Mix, options: DataOptions, dropped: Mapping[str, int]) -> None:
+    """Refuses data of which nothing is left on a side.
+
+    Raises:
+        DataError: with what became of the rows.
+    """
+    reasons = "; ".join(f"{count} {reason}" for reason, count in dropped.items())
     mend = "raise data.max_length, give the messages a weight, or add data"
     sides = [("train on", chosen.train)]
     if options.has_validation:
@@ -166,14 +203,14 @@ def _dataset(
     if not (options.packing and len(indices)):
         return rows.select(indices).select_columns(ROW_COLUMNS)
     if not packed.exists():
-        bins = best_fit(_column(rows, "length")[indices], options.max_length, options.seed)
+        bins = best_fit(column(rows, "length")[indices], options.max_length, options.seed)
         packed.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(packed) as temporary:
             pack_rows(rows.data.table, Bins(indices[bins.rows], bins.offsets), temporary)
     return datasets.Dataset.from_file(str(packed))
 
 
-def _fingerprint(rendered: Sequence[RenderedSource], options: DataOptions) -> str:
+def data_fingerprint(rendered: Sequence[RenderedSource], options: DataOptions) -> str:
     """Depends on what the sources hold and what is done with them, not on where they are."""
     settings = asdict(options)
     for name in ("path", "format", "sources", "validation_path", "workers", "cache", "render"):

@@ -64,13 +64,15 @@ class DataOptions:
         validation_path: a source that is held out; None for none.
         validation_split: share of the conversations to hold out instead, 0 for none.
         validation_count: number of conversations to hold out instead, 0 for none.
-        max_length: longest row in tokens.
+        max_length: longest row in tokens; of a pair prompt, chosen and rejected together.
         packing: whether rows share rows of `max_length`, each seeing only itself, with positions of
             its own; the loss and its gradient are those of the rows one by one. A batch is then
             `trainer.per_device_train_batch_size` packed rows, full to within a percent, and an
-            epoch every packed row once. Without it a row is padded to the longest of its batch.
+            epoch every packed row once. Without it a row is padded to the longest of its batch;
+            preference pairs are laid end to end either way, and a batch is then so many pairs.
         on_too_long: what happens to longer rows: drop (counted), error, or truncate, which leaves
-            out whole turns, the oldest first. Plain text is cut into rows of this length anyway.
+            out whole turns, the oldest first, of pairs those of the prompt. Plain text is cut into
+            rows of this length anyway.
         duplicates: keep or drop examples that say the same; they are counted either way.
         without_analysis: what happens to conversations with a trained final that has no analysis:
             keep, low (effort low, unless the row names one) or drop.

@@ -139,7 +139,7 @@ def pack_rows(rows: pa.Table, bins: Bins, file: Path) -> None:
         file: where the stream goes, in the columns of `PACKED_SCHEMA`: `length` is that of the
             packed row, `documents` the lengths of the rows in it.
     """
-    columns = [_Column.of(rows.column(name)) for name in PACKED_SCHEMA.names[:3]]
+    columns = [ListColumn.of(rows.column(name)) for name in PACKED_SCHEMA.names[:3]]
     lengths = rows.column("length").to_numpy()
     longest = int(np.add.reduceat(lengths[bins.rows], bins.offsets[:-1]).max())
     step = max(1, TOKENS_AT_ONCE // longest)
@@ -151,7 +151,7 @@ def pack_rows(rows: pa.Table, bins: Bins, file: Path) -> None:
 
 
 @dataclass(frozen=True)
-class _Column:
+class ListColumn:
     """A column of lists as arrays over the mapped file, one of each per record batch.
 
     Attributes:
@@ -165,16 +165,31 @@ class _Column:
     offsets: list[np.ndarray]
 
     @classmethod
-    def of(cls, column: pa.ChunkedArray) -> _Column:
+    def of(cls, column: pa.ChunkedArray) -> ListColumn:
+        """The arrays of a column of lists, without a copy."""
         chunks = [chunk for chunk in column.chunks if len(chunk)]
         first = _offsets(np.array([len(chunk) for chunk in chunks]))[:-1]
         values = [chunk.values.to_numpy() for chunk in chunks]
         return cls(first, values, [chunk.offsets.to_numpy() for chunk in chunks])
 
+    def _find(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The batch of each row, and its place there."""
+        batches = np.searchsorted(self.first, rows, side="right") - 1
+        return batches, rows - self.first[batches]
+
+    def lengths(self, rows: np.ndarray) -> np.ndarray:
+        """How long the lists of some rows are, int64."""
+        batches, places = self._find(rows)
+        found = np.empty(len(rows), dtype=np.int64)
+        for batch in np.unique(batches).tolist():
+            here = batches == batch
+            place, offsets = places[here], self.offsets[batch]
+            found[here] = offsets[place + 1] - offsets[place]
+        return found
+
     def gather(self, rows: np.ndarray) -> np.ndarray:
         """The lists of some rows end to end. (Arrow's `take` would copy the whole column first.)"""
-        batches = np.searchsorted(self.first, rows, side="right") - 1
-        places = rows - self.first[batches]
+        batches, places = self._find(rows)
         return np.concatenate(
             [
                 self.values[batch][self.offsets[batch][place] : self.offsets[batch][place + 1]]
@@ -184,7 +199,7 @@ class _Column:
 
 
 def _packed(
-    columns: list[_Column], order: np.ndarray, offsets: np.ndarray, documents: np.ndarray
+    columns: list[ListColumn], order: np.ndarray, offsets: np.ndarray, documents: np.ndarray
 ) -> pa.RecordBatch:
     """One batch of packed rows: `order` names their rows, `offsets` where each begins in it."""
     lengths = np.add.reduceat(documents, offsets[:-1])

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from gptoss_ft.data.options import DataOptions, SourceOptions, cache_folder
 from gptoss_ft.data.read import Chunk, read_source, source_files
-from gptoss_ft.data.rows import SCHEMA, ChunkResult, render_chunk
+from gptoss_ft.data.rows import CONVERSATIONS, ChunkResult, RowKind, render_chunk
 from gptoss_ft.data.summary import Counts
 from gptoss_ft.errors import DataError, Problem
 from gptoss_ft.files import sha256_file, whole_folder
@@ -42,7 +42,7 @@ class RenderedSource:
     """The rows of a source.
 
     Attributes:
-        rows: memory-mapped, columns of `rows.SCHEMA`; `example` counts the source's examples.
+        rows: memory-mapped, columns of their kind; `example` counts the source's examples.
         examples: how many examples there are, kept or not.
         counts: sums over them.
         fingerprint: sha256 over bytes, options and vocabulary.
@@ -63,6 +63,7 @@ class _Job:
     format: str
     options: DataOptions
     model: Path | None
+    kind: RowKind
 
 
 def render_source(
@@ -71,6 +72,7 @@ def render_source(
     vocabulary: Vocabulary,
     model: Path | None,
     hub: bool = False,
+    kind: RowKind = CONVERSATIONS,
 ) -> RenderedSource:
     """The rows of a source, rendered now or before.
 
@@ -82,29 +84,31 @@ def render_source(
         vocabulary: of the model.
         model: folder from which workers load the same vocabulary; None for the packaged one.
         hub: whether a dataset may be read from the Hub; it is rendered anew each time.
+        kind: what its examples become.
 
     Raises:
         DataError: every bad row, up to `MAX_PROBLEMS`; nothing is kept.
     """
     files = source_files(source, hub)
-    fingerprint = _fingerprint(source, files, options, vocabulary)
+    fingerprint = _fingerprint(source, files, options, vocabulary, kind)
     folder = cache_folder(options.cache) / "rendered" / f"{fingerprint}-{code_version()}"
     cached = bool(files) and (folder / INFO).is_file()
     if not cached:
         size = sum(file.stat().st_size for file in files)
-        job = _Job(source.format, options, model)
-        _keep(folder, _rendered(read_source(source, hub), job, vocabulary, size), size)
+        job = _Job(source.format, options, model, kind)
+        results = _rendered(read_source(source, hub), job, vocabulary, size)
+        _keep(folder, results, kind.schema, size)
     info = json.loads((folder / INFO).read_text(encoding="utf-8"))
     rows = datasets.Dataset.from_file(str(folder / ROWS))
     return RenderedSource(rows, info["examples"], _counts(info["counts"]), fingerprint, cached)
 
 
-def _keep(folder: Path, results: Iterator[ChunkResult], size: int) -> None:
+def _keep(folder: Path, results: Iterator[ChunkResult], schema: pa.Schema, size: int) -> None:
     """Writes the rows and their counts to `folder`, whole or not at all."""
     shutil.rmtree(folder, ignore_errors=True)
     try:
         with whole_folder(folder) as temporary:
-            examples, counts = _write(results, temporary / ROWS, size)
+            examples, counts = _write(results, temporary / ROWS, schema, size)
             info = {"examples": examples, "counts": vars(counts)}
             (temporary / INFO).write_text(json.dumps(info), encoding="utf-8")
     except OSError:
@@ -121,12 +125,14 @@ def _counts(values: dict[str, object]) -> Counts:
     return counts
 
 
-def _write(results: Iterator[ChunkResult], file: Path, size: int) -> tuple[int, Counts]:
+def _write(
+    results: Iterator[ChunkResult], file: Path, schema: pa.Schema, size: int
+) -> tuple[int, Counts]:
     """Writes the batches in order; returns the number of examples and the sums."""
     examples, counts, problems = 0, Counts(), list[Problem]()
     with (
         pa.OSFile(str(file), "wb") as sink,
-        pa.ipc.new_stream(sink, SCHEMA) as writer,
+        pa.ipc.new_stream(sink, schema) as writer,
         tqdm(total=size, desc="rendering", unit="B", unit_scale=True, disable=None) as progress,
     ):
         done = 0
@@ -155,9 +161,9 @@ def _until_broken(results: Iterator[ChunkResult], problems: list[Problem]) -> It
 
 def _numbered(batch: pa.RecordBatch, first: int) -> pa.RecordBatch:
     """The batch with its examples numbered from `first`."""
-    place = SCHEMA.get_field_index("example")
+    place = batch.schema.get_field_index("example")
     numbers = pa.array(batch.column(place).to_numpy() + first, pa.int32())
-    return batch.set_column(place, SCHEMA.field(place), numbers)
+    return batch.set_column(place, batch.schema.field(place), numbers)
 
 
 def _rendered(
@@ -168,7 +174,7 @@ def _rendered(
     if workers == 1:
         renderer = Renderer(vocabulary, job.options.render)
         for chunk in chunks:
-            yield render_chunk(chunk, job.format, renderer, job.options)
+            yield render_chunk(chunk, job.format, job.kind, renderer, job.options)
         return
     method = "fork" if sys.platform == "linux" else "spawn"
     with ProcessPoolExecutor(workers, multiprocessing.get_context(method)) as pool:
@@ -183,7 +189,7 @@ def _rendered(
 
 def _render_in_worker(chunk: Chunk, job: _Job) -> ChunkResult:
     renderer = _worker_renderer(job.model, json.dumps(asdict(job.options.render)))
-    return render_chunk(chunk, job.format, renderer, job.options)
+    return render_chunk(chunk, job.format, job.kind, renderer, job.options)
 
 
 @lru_cache(maxsize=1)
@@ -198,9 +204,14 @@ def _cpus() -> int:
 
 
 def _fingerprint(
-    source: SourceOptions, files: list[Path], options: DataOptions, vocabulary: Vocabulary
+    source: SourceOptions,
+    files: list[Path],
+    options: DataOptions,
+    vocabulary: Vocabulary,
+    kind: RowKind,
 ) -> str:
     settings = {
+        "kind": kind.name,
         "files": [sha256_file(file) for file in files] or [source.path, source.split],
         "suffixes": [file.suffix for file in files],
         "format": source.format,

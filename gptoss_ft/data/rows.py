@@ -5,11 +5,11 @@ from __future__ import annotations
 import gc
 import hashlib
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -42,6 +42,17 @@ SCHEMA = pa.schema(
 )
 
 
+class HasLength(Protocol):
+    """A row whose tokens can be counted."""
+
+    @property
+    def length(self) -> int: ...
+
+
+Sized = TypeVar("Sized", bound=HasLength)
+Rendered = TypeVar("Rendered")
+
+
 class ParsedRow(NamedTuple):
     """An example, the format it was read from, and its place."""
 
@@ -55,7 +66,7 @@ class ChunkResult:
     """What became of a chunk.
 
     Attributes:
-        batch: rows in the columns of `SCHEMA`; `example` counts the chunk's examples from 0.
+        batch: rows in the columns of their kind; `example` counts the chunk's examples from 0.
         examples: number of examples in the chunk, kept or not.
         counts: sums over the chunk.
         problems: of its bad rows.
@@ -69,12 +80,22 @@ class ChunkResult:
     done: int
 
 
-@dataclass
-class _Columns:
-    """The rows of a chunk while it is rendered."""
+@dataclass(frozen=True)
+class RowKind:
+    """What examples become: rows to train on, preference pairs, rated completions.
 
-    rows: list[Row] = field(default_factory=list)
-    examples: list[int] = field(default_factory=list)
+    Attributes:
+        name: part of the fingerprint of rendered rows.
+        schema: of the batches; `example` and `digest` are among the columns.
+        rows: the rows of an example that are kept, counted; raises DataError for examples that
+            such rows cannot be made of. A function of a module, so that processes can name it.
+        batch: rows and the number of each row's example as one batch.
+    """
+
+    name: str
+    schema: pa.Schema
+    rows: Callable[[ParsedRow, Renderer, DataOptions, Counts], list[Any]]
+    batch: Callable[[list[Any], list[int]], pa.RecordBatch]
 
 
 def parse_chunk(
@@ -107,11 +128,11 @@ def read_examples(
 
 
 def render_chunk(
-    chunk: Chunk, format_name: str, renderer: Renderer, options: DataOptions
+    chunk: Chunk, format_name: str, kind: RowKind, renderer: Renderer, options: DataOptions
 ) -> ChunkResult:
-    """Parses, checks and renders the rows of a chunk for supervised fine-tuning."""
+    """Parses, checks and renders the rows of a chunk."""
     with _collector_paused():
-        return _render_chunk(chunk, format_name, renderer, options)
+        return _render_chunk(chunk, format_name, kind, renderer, options)
 
 
 @contextmanager
@@ -127,21 +148,24 @@ def _collector_paused() -> Iterator[None]:
 
 
 def _render_chunk(
-    chunk: Chunk, format_name: str, renderer: Renderer, options: DataOptions
+    chunk: Chunk, format_name: str, kind: RowKind, renderer: Renderer, options: DataOptions
 ) -> ChunkResult:
-    counts, columns, problems = Counts(), _Columns(), list[Problem]()
+    counts, problems = Counts(), list[Problem]()
+    rows, numbers = list[Any](), list[int]()
     examples = 0
-    for parsed in parse_chunk(chunk, format_name, problems):
+    # All are parsed before one is rendered: the tables of the tokenizer and the code of the parser
+    # would push each other out of the cache at every row.
+    for parsed in list(parse_chunk(chunk, format_name, problems)):
         counts.formats[parsed.format] += 1
         try:
-            rows = _training_rows(parsed, renderer, options, counts)
+            kept = kind.rows(parsed, renderer, options, counts)
         except DataError as error:
             problems += error.problems
             continue
-        columns.rows += rows
-        columns.examples += [examples] * len(rows)
+        rows += kept
+        numbers += [examples] * len(kept)
         examples += 1
-    return ChunkResult(_batch(columns), examples, counts, problems, chunk.done)
+    return ChunkResult(kind.batch(rows, numbers), examples, counts, problems, chunk.done)
 
 
 def _training_rows(
@@ -166,7 +190,7 @@ def _training_rows(
     if options.without_analysis == "drop" and any(row.bare_finals for row in rows):
         counts.dropped["conversations with a trained final without analysis"] += 1
         return []
-    kept = list(_short_enough(rows, parsed.where, options, counts))
+    kept = short_enough(rows, parsed.where, options, counts)
     for row in kept:
         counts.count(row, effort)
     return kept
@@ -205,24 +229,30 @@ def _render(
     too_long = any(row.length > options.max_length for row in rows)
     if options.on_too_long != "truncate" or not too_long:
         return rows
-    shorter = _shortened(conversation, renderer, options.max_length)
+    shorter = shortened(
+        conversation,
+        renderer.render,
+        lambda found: all(row.length <= options.max_length for row in found),
+    )
     if shorter:
         counts.changed[f"conversations shortened to max_length={options.max_length}"] += 1
     return shorter or rows
 
 
-def _shortened(conversation: Conversation, renderer: Renderer, max_length: int) -> list[Row] | None:
-    """The rows without as few of the oldest turns as possible; None when the last is too long."""
+def shortened(
+    conversation: Conversation,
+    render: Callable[[Conversation], Rendered],
+    fits: Callable[[Rendered], bool],
+) -> Rendered | None:
+    """What is rendered without as few of the oldest turns as possible; None when nothing fits."""
     starts = turn_starts(conversation)
 
-    def rows_from(turn: int) -> list[Row]:
-        return renderer.render(without_turns_before(conversation, starts[turn]))
+    def rendered_from(turn: int) -> Rendered:
+        return render(without_turns_before(conversation, starts[turn]))
 
-    def fits(turn: int) -> bool:
-        return all(row.length <= max_length for row in rows_from(turn))
-
-    first = bisect_left(range(1, len(starts)), True, key=fits) + 1
-    return rows_from(first) if first < len(starts) else None
+    numbers = range(1, len(starts))
+    first = bisect_left(numbers, True, key=lambda turn: fits(rendered_from(turn))) + 1
+    return rendered_from(first) if first < len(starts) else None
 
 
 def turn_starts(conversation: Conversation) -> list[int]:
@@ -245,40 +275,42 @@ def without_turns_before(conversation: Conversation, start: int) -> Conversation
     return replace(conversation, messages=kept)
 
 
-def _short_enough(
-    rows: list[Row], where: str, options: DataOptions, counts: Counts
-) -> Iterator[Row]:
-    problems = []
+def short_enough(
+    rows: Sequence[Sized], where: str, options: DataOptions, counts: Counts
+) -> list[Sized]:
+    """The rows of at most `max_length`; the others are counted, or refused if that is asked for."""
+    kept, problems = [], []
     for row in rows:
-        length = row.length
-        if length <= options.max_length:
-            yield row
+        if row.length <= options.max_length:
+            kept.append(row)
         elif options.on_too_long == "error":
             mend = "raise data.max_length, shorten the row, or set data.on_too_long=drop"
-            problems.append(Problem("the row is too long", where, f"{length} tokens", mend))
+            found = f"{row.length} tokens"
+            problems.append(Problem("the row is too long", where, found, mend))
         else:
             counts.dropped[f"rows longer than max_length={options.max_length}"] += 1
     if problems:
         raise DataError(problems)
+    return kept
 
 
-def _batch(columns: _Columns) -> pa.RecordBatch:
-    lengths = np.fromiter((row.length for row in columns.rows), np.int32, len(columns.rows))
+def _batch(rows: list[Row], examples: list[int]) -> pa.RecordBatch:
+    lengths = np.fromiter((row.length for row in rows), np.int32, len(rows))
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int32)
     # Joining buffers copies memory; converting lists of ids would be the larger part of it all.
-    joined = b"".join([piece for row in columns.rows for piece in row.pieces])
+    joined = b"".join([piece for row in rows for piece in row.pieces])
     ids = np.frombuffer(joined, dtype=np.int32)
-    labels, weights = _labels_and_weights(columns.rows, offsets, ids)
+    labels, weights = _labels_and_weights(rows, offsets, ids)
     lists = [
         pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
         for values in (ids, labels, weights)
     ]
-    digests = _digests(columns.examples, offsets, ids, labels)
+    digests = _digests(examples, offsets, ids, labels)
     return pa.RecordBatch.from_arrays(
         [
             *lists,
             pa.array(lengths),
-            pa.array(columns.examples, pa.int32()),
+            pa.array(examples, pa.int32()),
             pa.array(digests, pa.uint64()),
         ],
         schema=SCHEMA,
@@ -310,11 +342,16 @@ def _digests(
     examples: list[int], offsets: np.ndarray, ids: np.ndarray, labels: np.ndarray
 ) -> list[int]:
     """One number per row, equal for examples whose rows hold the same tokens and labels."""
+    # Which label a trained token has follows from the tokens, so the labels are one bit each here.
+    trained = labels != IGNORE
     digests: dict[int, int] = {}
     for example, rows in groupby(range(len(examples)), key=examples.__getitem__):
         members = list(rows)
         place = slice(int(offsets[members[0]]), int(offsets[members[-1] + 1]))
-        state = hashlib.blake2b(ids[place].tobytes(), digest_size=8)
-        state.update(labels[place].tobytes())
-        digests[example] = int.from_bytes(state.digest(), "little")
+        state = hashlib.sha256(ids[place].data)
+        state.update(np.packbits(trained[place]).data)
+        digests[example] = int.from_bytes(state.digest()[:8], "little")
     return [digests[example] for example in examples]
+
+
+CONVERSATIONS = RowKind("sft", SCHEMA, _training_rows, _batch)

@@ -157,11 +157,12 @@ def summarise(counts: Counts, lengths: np.ndarray) -> DataSummary:
         changed=dict(counts.changed),
         finals=counts.finals,
         bare_finals=dict(counts.bare_finals),
-        lengths=_percentiles(lengths),
+        lengths=percentiles(lengths),
     )
 
 
-def _percentiles(lengths: np.ndarray | Sequence[int]) -> dict[str, int]:
+def percentiles(lengths: np.ndarray | Sequence[int]) -> dict[str, int]:
+    """Lengths that so many percent of the rows do not exceed; empty when there is no row."""
     if len(lengths) == 0:
         return {}
     values = np.percentile(lengths, PERCENTILES, method="higher")

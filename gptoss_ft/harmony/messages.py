@@ -79,11 +79,15 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Preference:
-    """Two completions of one prompt, each a run of assistant messages, tool rounds included."""
+    """Two completions of one prompt, each a run of assistant messages, tool rounds included.
+
+    `tied` says that the row gives both the same score.
+    """
 
     prompt: Conversation
     chosen: tuple[Message, ...]
     rejected: tuple[Message, ...]
+    tied: bool = False
 
 
 @dataclass(frozen=True)

@@ -167,10 +167,7 @@ def preview_row(
     kind, label = "sft", None
     if isinstance(example, Preference):
         kind = "preference"
-        rows = [
-            renderer.completion(example.prompt, example.chosen),
-            renderer.completion(example.prompt, example.rejected),
-        ]
+        rows = renderer.completions(example.prompt, (example.chosen, example.rejected))
     elif isinstance(example, Feedback):
         kind, label = "kto", example.label
         rows = [renderer.completion(example.prompt, example.completion)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -119,17 +119,30 @@ class Renderer:
         return document_rows(self.vocabulary.encode(document.text), ENDOFTEXT, max_length)
 
     def completion(self, prompt: Conversation, completion: Sequence[Message]) -> Row:
-        """One row that trains the completion and nothing of the prompt.
+        """The row of one completion; see `completions`."""
+        (row,) = self.completions(prompt, [completion])
+        return row
 
-        The row begins with `prompt(prompt)`, through `<|start|>assistant`, whatever the completion
-        is. Its actions all stand in this row: analysis of the completion is kept also where a
-        later action of the same completion would no longer see it.
+    def completions(
+        self, prompt: Conversation, completions: Iterable[Sequence[Message]]
+    ) -> list[Row]:
+        """A row for each completion, which trains the completion and nothing of the prompt.
+
+        Every row begins with `prompt(prompt)`, through `<|start|>assistant`, whatever the
+        completion is. Its actions all stand in this row: analysis of the completion is kept also
+        where a later action of the same completion would no longer see it. The token that closes a
+        message weighs what the message's channel does, so that a channel of weight 0 is out of the
+        comparison of two completions altogether.
 
         Raises:
-            DataError: the completion holds neither an answer nor a call.
+            DataError: a completion holds neither an answer nor a call.
         """
         asked = self._encode(prompt)
-        messages = asked + self._encode_messages(completion, "")
+        return [self._completion(asked, completion) for completion in completions]
+
+    def _completion(self, asked: list[Encoded], completion: Sequence[Message]) -> Row:
+        said = self._encode_messages(completion, "")
+        messages = asked + [message._replace(end_weight=message.weight) for message in said]
         first, boundary = len(asked), last_final(asked, len(asked))
         spans = [
             Span(max(span.first, first), span.last, boundary)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -10,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptoss_ft.errors import GptOssFtError, MergeError, Problem
+from gptoss_ft.export.place import place_problems, space_problems
 from gptoss_ft.export.transformers import companion_files
-from gptoss_ft.files import is_empty
+from gptoss_ft.files import leftovers
 from gptoss_ft.merge.combine import Changes
 from gptoss_ft.merge.journal import JOURNAL_NAME, MANIFEST_NAME, require_same
 from gptoss_ft.merge.options import MergeOptions
-from gptoss_ft.merge.read import row_parts
 from gptoss_ft.model.checkpoint import Checkpoint
+from gptoss_ft.model.parts import row_parts
 from gptoss_ft.mxfp4.codec import NAN_SCALE
 
 if TYPE_CHECKING:
@@ -36,21 +36,10 @@ def _out_problems(options: MergeOptions) -> Iterator[Problem]:
     """Whether `out` is one of the inputs, is in use, or cannot be written to."""
     out = Path(options.out)
     inputs = {"base": [Path(options.base)] if options.base else [], "adapter": options.adapters}
-    for name, paths in inputs.items():
-        if out.resolve() in [path.resolve() for path in paths]:
-            yield Problem(f"out is the {name} itself", f"out={out}", mend="choose another folder")
-            return
     begun = any((out / name).is_file() for name in (JOURNAL_NAME, MANIFEST_NAME))
-    if not is_empty(out) and not begun:
-        what = "the folder is not empty" if out.is_dir() else "a file is in the way"
-        yield Problem(what, f"out={out}", mend="choose another folder or remove it")
-        return
-    parent = existing_parent(out)
-    try:
-        tempfile.TemporaryDirectory(dir=parent).cleanup()
-    except OSError as error:
-        mend = "choose a folder that you may write to"
-        yield Problem("the target cannot be written to", f"out={out}", str(error), mend)
+    # Killed before its journal stood: only files without a final name are there.
+    begun |= out.is_dir() and len(leftovers(out)) == len(list(out.iterdir()))
+    yield from place_problems(out, inputs, begun=begun)
 
 
 def begun_problems(options: MergeOptions, inputs: dict[str, Any]) -> list[Problem]:
@@ -64,11 +53,6 @@ def begun_problems(options: MergeOptions, inputs: dict[str, Any]) -> list[Proble
             except MergeError as error:
                 problems += error.problems
     return problems
-
-
-def existing_parent(path: Path) -> Path:
-    """The folder itself, or the nearest one above it that exists."""
-    return next(parent for parent in (path, *path.absolute().parents) if parent.exists())
 
 
 def base_problems(options: MergeOptions, checkpoint: Checkpoint) -> Iterator[Problem]:
@@ -170,13 +154,18 @@ def disk_problems(plan: MergePlan) -> Iterator[Problem]:
         (out / shard.file).stat().st_size for shard in plan.files if (out / shard.file).is_file()
     )
     needed = plan.nbytes + sum(file.stat().st_size for file in companions) - there
-    if needed > plan.free_bytes:
-        yield Problem(
-            "the disk has too little space",
-            f"out={out}",
-            f"{plan.free_bytes / 1e9:.3f} GB free, {needed / 1e9:.3f} GB needed",
-            "free some space or choose a folder on another disk",
-        )
+    yield from space_problems(out, needed + _calibration_bytes(plan), plan.free_bytes)
+
+
+def _calibration_bytes(plan: MergePlan) -> int:
+    """What calibration keeps on the disk until the end, at most."""
+    if plan.options.experts != "gptq":
+        return 0
+    from gptoss_ft.merge.calibrate import TOKENS  # the model and the renderer
+
+    config = plan.checkpoint.config
+    active = config.get("num_experts_per_tok", config.get("experts_per_token", 0))
+    return int(config["num_hidden_layers"] * TOKENS * (2 * config["hidden_size"] + active))
 
 
 def scale_problems(tensors: Iterable[PlannedTensor]) -> Iterator[Problem]:

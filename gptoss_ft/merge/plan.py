@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -32,6 +31,7 @@ from gptoss_ft.adapters.files import (
     open_adapter,
 )
 from gptoss_ft.errors import GptOssFtError, MergeError, Problem
+from gptoss_ft.export.place import free_bytes
 from gptoss_ft.files import sha256_file
 from gptoss_ft.merge import check
 from gptoss_ft.merge.combine import Changes, TrainedValue, combine
@@ -204,7 +204,7 @@ def plan_merge(options: MergeOptions) -> MergePlan:
         inputs=inputs,
         shards=_plan_shards(tensors, round(options.max_shard_gb * 1e9)),
         expert_adapter=plan_expert_adapter(changes, adapters[0], layers) if separate else None,
-        free_bytes=shutil.disk_usage(check.existing_parent(Path(options.out))).free,
+        free_bytes=free_bytes(Path(options.out)),
     )
     problems = [*check.unconsumed(plan.tensors, changes), *check.disk_problems(plan)]
     problems += [*check.scale_problems(plan.tensors), *check.begun_problems(options, inputs)]

@@ -1,18 +1,14 @@
-"""One safetensors file of the output, written straight from its parts and hashed on the way.
-
-Format (safetensors): 8 bytes little-endian header length, a JSON header padded with spaces to a
-multiple of 8, then the bytes of all tensors without gaps. All of the header follows from the plan.
-"""
+"""One safetensors file of the output, written straight from its parts and hashed on the way."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from gptoss_ft.export.safetensors import safetensors_header, write_all
 from gptoss_ft.files import whole_file
 from gptoss_ft.merge.journal import FinishedShard
 from gptoss_ft.merge.plan import PlannedShard
@@ -25,15 +21,15 @@ def write_shard(path: Path, shard: PlannedShard, bench: Workbench, progress: tqd
     digest = hashlib.sha256()
     statistics = {}
     with whole_file(path) as temporary, temporary.open("wb", buffering=0) as stream:
-        header = shard_header(shard)
-        _write(stream, memoryview(header))
+        header = safetensors_header(shard.tensors)
+        write_all(stream, memoryview(header))
         digest.update(header)
         for tensor in shard.tensors:
             tally, written = Tally(), 0
             for part in parts(tensor, bench, tally):
                 data = part.contiguous().flatten().view(torch.uint8).numpy().data
                 digest.update(data)
-                _write(stream, data)
+                write_all(stream, data)
                 written += data.nbytes
                 progress.update(data.nbytes)
             if written != tensor.nbytes:
@@ -41,26 +37,3 @@ def write_shard(path: Path, shard: PlannedShard, bench: Workbench, progress: tqd
             if result := tally.result():
                 statistics[tensor.name] = result
     return FinishedShard(digest.hexdigest(), statistics)
-
-
-def _write(stream: object, data: memoryview) -> None:
-    """Writes all of `data`: an unbuffered file may take less at a time."""
-    while data:
-        data = data[stream.write(data) :]  # type: ignore[attr-defined]
-
-
-def shard_header(shard: PlannedShard) -> bytes:
-    """What stands before the tensors of a file."""
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for tensor in shard.tensors:
-        end = offset + tensor.nbytes
-        entries[tensor.name] = {
-            "dtype": tensor.dtype,
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, end],
-        }
-        offset = end
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text

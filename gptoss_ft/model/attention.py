@@ -32,7 +32,7 @@ from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 from gptoss_ft.model import attention_cpu, attention_cuda
 from gptoss_ft.model.attention_documents import (
     Documents,
-    document_masks,
+    dense_masks,
     documents_of,
     whole_rows,
 )
@@ -147,8 +147,8 @@ def sink_attention_forward(
             )
             return output.transpose(1, 2), None
         layer = "full_attention" if sliding_window is None else "sliding_attention"
-        ids = attention_mask.ids(query.device)
-        attention_mask = document_masks(ids, sliding_window or query.shape[2], query.dtype)[layer]
+        window = sliding_window or query.shape[2]
+        attention_mask = dense_masks(attention_mask, window, query.dtype, query.device)[layer]
     output, _ = eager_attention_forward(
         module, query, key, value, attention_mask, scaling, dropout, **kwargs
     )

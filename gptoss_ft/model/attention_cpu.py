@@ -5,6 +5,10 @@ computed by itself, and in a sliding layer the queries of a long document are cu
 only get the keys that their windows reach: all blocks are one call, their keys overlapping views of
 the same memory. The cost is linear in the length of the document.
 
+A document that goes on from a prompt elsewhere in its row is computed like any other, and once more
+with the prompt's keys alone; by their log-sum-exps the two become one softmax. That takes neither a
+copy of the keys nor, outside sliding layers, a mask.
+
 The kernel takes fewer key heads than query heads since torch 2.9 (pytorch/pytorch#157893).
 """
 
@@ -65,6 +69,38 @@ def plan(documents: Documents, window: int | None) -> Iterator[Piece]:
                 yield Piece(slice(row, row + 1), start, BLOCK, blocks, back, window)
 
 
+@dataclass(frozen=True)
+class Crossing:
+    """Queries of a document and those keys of its prompt that they see.
+
+    Attributes:
+        rows: rows of the batch.
+        queries, keys: tokens within each row.
+        window: as in `Piece`; None where every query sees every key.
+    """
+
+    rows: slice
+    queries: slice
+    keys: slice
+    window: int | None = None
+
+
+def crossings(documents: Documents, window: int | None) -> Iterator[Crossing]:
+    """What documents see of prompts elsewhere in their rows; one for each such document at most."""
+    for span in documents.spans:
+        if span.prompt is None:
+            continue
+        start, stop = span.prompt.start, span.prompt.stop
+        if window is None:
+            yield Crossing(span.rows, slice(span.start, span.stop), span.prompt)
+            continue
+        queries = slice(span.start, min(span.stop, span.start + window - 1))
+        keys = slice(max(start, stop - window + 1), stop)
+        if queries.start < queries.stop and keys.start < keys.stop:
+            farthest = queries.stop - queries.start - 1 + keys.stop - keys.start
+            yield Crossing(span.rows, queries, keys, window if farthest >= window else None)
+
+
 def attend(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -100,6 +136,18 @@ def attend(
         )
         _blocks(output, piece).copy_(out)
         _blocks(lse, piece).copy_(logsumexp[..., None])
+    for crossing in crossings(documents, window):
+        out, logsumexp = _forward(
+            query[crossing.rows, :, crossing.queries],
+            key[crossing.rows, :, crossing.keys],
+            value[crossing.rows, :, crossing.keys],
+            attn_mask=_crossing_mask(crossing, query),
+            scale=scaling,
+        )
+        own = lse[crossing.rows, :, crossing.queries]
+        other = logsumexp[..., None]
+        output[crossing.rows, :, crossing.queries].lerp_(out, torch.sigmoid(other - own))
+        own.copy_(torch.logaddexp(own, other))
     return output, lse[..., 0]
 
 
@@ -138,6 +186,23 @@ def attend_backward(
         _blocks(grad_query, piece).copy_(dq)
         _add_keys(grad_key, dk, piece)
         _add_keys(grad_value, dv, piece)
+    for crossing in crossings(documents, window):
+        rows, queries, keys = crossing.rows, crossing.queries, crossing.keys
+        dq, dk, dv = _backward(
+            grad[rows, :, queries],
+            query[rows, :, queries],
+            key[rows, :, keys],
+            value[rows, :, keys],
+            output[rows, :, queries],
+            lse[rows, :, queries],
+            0.0,
+            False,
+            attn_mask=_crossing_mask(crossing, query),
+            scale=scaling,
+        )
+        grad_query[rows, :, queries] += dq
+        grad_key[rows, :, keys] += dk
+        grad_value[rows, :, keys] += dv
     return grad_query, grad_key, grad_value
 
 
@@ -171,8 +236,22 @@ def _mask(piece: Piece, like: torch.Tensor) -> torch.Tensor | None:
     """Additive `[size, back + size]`: causal and within the window. None where causality is all."""
     if piece.window is None:
         return None
-    query = torch.arange(piece.size)[:, None] + piece.back
-    distance = query - torch.arange(piece.back + piece.size)
-    unseen = (distance < 0) | (distance >= piece.window)
+    return _band(piece.size, piece.back + piece.size, piece.back, piece.window, like)
+
+
+def _crossing_mask(crossing: Crossing, like: torch.Tensor) -> torch.Tensor | None:
+    """Additive `[queries, keys]`; None where every query sees every key."""
+    if crossing.window is None:
+        return None
+    queries = crossing.queries.stop - crossing.queries.start
+    keys = crossing.keys.stop - crossing.keys.start
+    return _band(queries, keys, keys, crossing.window, like)
+
+
+def _band(queries: int, keys: int, first: int, window: int, like: torch.Tensor) -> torch.Tensor:
+    """Additive `[queries, keys]`: causal and within the window, the first query at `first`."""
+    query = torch.arange(first, first + queries)[:, None]
+    distance = query - torch.arange(keys)
+    unseen = (distance < 0) | (distance >= window)
     zeros = torch.zeros(unseen.shape, dtype=like.dtype)
     return zeros.masked_fill_(unseen, -torch.inf)

@@ -15,18 +15,24 @@ class Span:
     Attributes:
         rows: rows `[first, last)` of the batch.
         start, stop: the document's tokens within each of these rows.
+        prompt: earlier tokens of the same rows that the document goes on from, as if they stood
+            right before it: a second answer behind a prompt that another document begins with.
+            All of it is seen, from the positions that this order gives. Keys only: what the
+            prompt's own tokens see does not change. None for a document by itself.
     """
 
     rows: slice
     start: int
     stop: int
+    prompt: slice | None = None
 
 
 @dataclass(frozen=True)
 class Documents:
     """Takes the place of attention masks: every token sees its own document, up to itself.
 
-    Tokens outside all spans are padding: nothing sees them and their attention output is zero.
+    A document with a prompt elsewhere in the row sees that too. Tokens outside all spans are
+    padding: nothing sees them and their attention output is zero.
 
     Attributes:
         batch, length: shape of the batch's `[batch, length]` tokens.
@@ -103,13 +109,41 @@ def document_masks(
 
     Padding sees itself only, so that no row of the softmax is empty.
     """
+    return _additive(*_seen(document_ids, window), dtype)
+
+
+def dense_masks(
+    documents: Documents, window: int, dtype: torch.dtype, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """As `document_masks`, with what documents see of prompts elsewhere in their row."""
+    seen, near = _seen(documents.ids(device), window)
+    for span in documents.spans:
+        if span.prompt is None:
+            continue
+        length = span.prompt.stop - span.prompt.start
+        query = torch.arange(length, length + span.stop - span.start, device=device)[:, None]
+        distance = query - torch.arange(length, device=device)
+        seen[span.rows, span.start : span.stop, span.prompt] = True
+        near[span.rows, span.start : span.stop, span.prompt] = distance < window
+    return _additive(seen, near, dtype)
+
+
+def _seen(document_ids: torch.Tensor, window: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which keys each query sees, bool `[batch, length, length]`: all, and within the window."""
     length = document_ids.shape[1]
     query = torch.arange(length, device=document_ids.device)[:, None]
     distance = query - query.T
     same = document_ids[:, :, None] == document_ids[:, None, :]
     same &= (document_ids != 0)[:, :, None]
     seen = (same & (distance >= 0)) | (distance == 0)
-    masks = {"full_attention": seen, "sliding_attention": seen & (distance < window)}
+    return seen, seen & (distance < window)
+
+
+def _additive(
+    seen: torch.Tensor, near: torch.Tensor, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """Masks to be added to scores, by layer type."""
     least = torch.finfo(dtype).min
     zeros = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+    masks = {"full_attention": seen, "sliding_attention": near}
     return {name: zeros.masked_fill(~mask, least)[:, None] for name, mask in masks.items()}

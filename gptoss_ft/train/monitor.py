@@ -13,6 +13,12 @@ import torch
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+# Shown of an evaluation, where it is there.
+ACCURACIES = {
+    "eval_token_accuracy": "token accuracy",
+    "eval_rewards/accuracies": "reward accuracy",
+}
+
 
 def memory_gib() -> dict[str, float]:
     """Memory in use, GiB: anonymous and file-backed pages, and the peak of the GPU."""
@@ -80,9 +86,12 @@ class Monitor(TrainerCallback):
                 f"{line.get('tokens_per_second', 0):,.0f} tok/s, {line['memory_gib']:.2f} GiB"
             )
         if "eval_loss" in line:
+            accuracies = {
+                name: line[key] for key, name in ACCURACIES.items() if line.get(key) is not None
+            }
             self.bar.write(
-                f"step {line['step']}: eval loss {line['eval_loss']:.4f}, "
-                f"token accuracy {line['eval_token_accuracy']:.1%}",
+                f"step {line['step']}: eval loss {line['eval_loss']:.4f}"
+                + "".join(f", {name} {share:.1%}" for name, share in accuracies.items()),
                 file=sys.stderr,
             )
 

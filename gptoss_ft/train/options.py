@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from trl import SFTConfig
@@ -12,27 +11,8 @@ from gptoss_ft.adapters.options import AdapterOptions
 from gptoss_ft.data.options import DataOptions
 from gptoss_ft.errors import Problem
 from gptoss_ft.model.tiny import TinyOptions
-
-# Settings of TRL that a run decides itself, and where to say it instead.
-DECIDED = {
-    "output_dir": "name=NAME decides the folder",
-    "report_to": "choose tracker=none, tracker=wandb or tracker=tensorboard",
-    "max_length": "set data.max_length",
-    "packing": "set data.packing; TRL's own would mix documents with this attention",
-    "padding_free": "set data.packing; TRL's own would mix documents with this attention",
-    "dataset_kwargs": "rows are rendered before TRL sees them",
-    "remove_unused_columns": "rows are rendered before TRL sees them",
-    "seed": "set seed",
-    "resume_from_checkpoint": "set resume=true",
-    "bf16": "weights are stored in bfloat16 and computed in it on a GPU, in float32 on a CPU",
-    "fp16": "gpt-oss overflows in float16",
-    "trust_remote_code": "remote code is never run",
-    "push_to_hub": "nothing is uploaded",
-    "disable_tqdm": "the progress bar follows the terminal",
-    "use_liger_kernel": "the model brings its own loss",
-    "save_only_model": "a checkpoint must be able to resume",
-    "restore_callback_states_from_checkpoint": "a resumed run always restores them",
-}
+from gptoss_ft.train.preference_options import PreferenceOptions, preference_problems
+from gptoss_ft.train.settings import checkpoints_activations, trainer_problems
 
 TRACKERS = ("none", "wandb", "tensorboard")
 
@@ -105,7 +85,9 @@ class TrainOptions:
         hub: whether the network may be used to fetch a model by its Hub id.
         seed: of adapter initialisation, data order and data split.
         early_stopping: evaluations without improvement before the run stops; 0 never stops it.
-        trainer: settings of TRL's `SFTConfig`, unchanged.
+        preference: how pairs or ratings are trained on; None for supervised fine-tuning.
+        trainer: settings of TRL's `SFTConfig`, with `preference` of its `DPOConfig` or `KTOConfig`,
+            unchanged.
     """
 
     name: str = ""
@@ -117,6 +99,7 @@ class TrainOptions:
     model: ModelOptions = field(default_factory=ModelOptions)
     adapter: AdapterOptions = field(default_factory=AdapterOptions)
     data: DataOptions = field(default_factory=DataOptions)
+    preference: PreferenceOptions | None = None
     trainer: dict[str, Any] = field(default_factory=dict)
     tracker: TrackerOptions = field(default_factory=TrackerOptions)
 
@@ -126,7 +109,7 @@ class TrainOptions:
             *self.model.problems(),
             *self.adapter.problems(),
             *self.data.problems("data"),
-            *trainer_problems(self.trainer),
+            *self._method_problems(),
             *self.tracker.problems(),
         ]
         if not self.model.save_pre_activation and checkpoints_activations(self.trainer):
@@ -163,50 +146,8 @@ class TrainOptions:
             )
         return found
 
-
-def checkpoints_activations(trainer: dict[str, Any]) -> bool:
-    """Whether the backward pass forms layers again; transformers has two names for the setting."""
-    named = trainer.get("activation_checkpointing"), trainer.get("gradient_checkpointing")
-    return bool(named[1] if named[0] is None else named[0])
-
-
-def trainer_problems(trainer: dict[str, Any], key: str = "trainer.") -> list[Problem]:
-    """Unknown, fixed or out-of-range settings for TRL's `SFTConfig`."""
-    known = {item.name for item in fields(SFTConfig) if item.init}
-    found = []
-    for name, value in trainer.items():
-        if name in DECIDED:
-            found.append(
-                Problem("this is not a setting here", key + name, repr(value), DECIDED[name])
-            )
-        elif name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            mend = (
-                f"did you mean {key}{near[0]}?"
-                if near
-                else "see the documentation of TRL's SFTConfig"
-            )
-            found.append(Problem("unknown setting", key + name, mend=mend))
-        elif problem := _range_problem(name, value):
-            found.append(Problem(problem, key + name, repr(value)))
-    return found
-
-
-def _range_problem(name: str, value: Any) -> str:
-    """What is wrong with a number, in words; empty when nothing is or it is not checked."""
-    above_zero = {"learning_rate", "num_train_epochs", "max_grad_norm"}
-    at_least_one = {
-        "per_device_train_batch_size",
-        "per_device_eval_batch_size",
-        "gradient_accumulation_steps",
-    }
-    at_least_zero = {"weight_decay", "warmup_steps", "warmup_ratio", "router_aux_loss_coef"}
-    if name not in above_zero | at_least_one | at_least_zero:
-        return ""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return "must be a number"
-    if name in above_zero and value <= 0:
-        return "must be above 0"
-    if name in at_least_one and value < 1:
-        return "must be at least 1"
-    return "must not be negative" if value < 0 else ""
+    def _method_problems(self) -> list[Problem]:
+        """Settings that the method does not take, or not like this."""
+        if self.preference is None:
+            return trainer_problems(self.trainer, SFTConfig)
+        return preference_problems(self.preference, self.data, self.trainer)

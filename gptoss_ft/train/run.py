@@ -20,6 +20,8 @@ from gptoss_ft.files import (
 )
 from gptoss_ft.train import checkpoints
 
+# What a run that is resumed must have been started with.
+SAME = ("base_fingerprint", "data_fingerprint", "adapter", "init_fingerprint", "seed")
 VERSIONED = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "tokenizers")
 
 
@@ -113,11 +115,11 @@ def open_run(folder: RunFolder, manifest: dict[str, Any], config_yaml: str, resu
             Problem(
                 "this run was started with another value",
                 key,
-                f"{manifest[key]}, before: {before.get(key)}",
+                f"{manifest.get(key)}, before: {before.get(key)}",
                 "resume with the same model, data, adapter and seed, or start a new run",
             )
-            for key in ("base_fingerprint", "data_fingerprint", "adapter", "seed")
-            if before.get(key) != manifest[key]
+            for key in SAME
+            if before.get(key) != manifest.get(key)
         ]
         if changed:
             raise RunError(changed)
@@ -144,14 +146,23 @@ def trim_metrics(folder: RunFolder, step: int) -> None:
 
 
 def outcome(metrics: Path) -> dict[str, Any]:
-    """Tokens seen and the first and last logged loss of a run."""
+    """Tokens seen, first and last logged loss; of preference runs the last epoch's accuracy.
+
+    The accuracy is the share of comparisons in which the reward is on the right side, as a mean
+    over the log lines of the last epoch.
+    """
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
-    return {
+    found = {
         "tokens_seen": int(sum(line.get("tokens", 0) for line in lines)),
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if losses else None,
     }
+    ratings = [line for line in lines if "rewards/accuracies" in line]
+    if ratings:
+        last = [line for line in ratings if line["epoch"] > ratings[-1]["epoch"] - 1]
+        found["reward_accuracy"] = sum(line["rewards/accuracies"] for line in last) / len(last)
+    return found
 
 
 def versions() -> dict[str, str]:

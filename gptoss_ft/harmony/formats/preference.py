@@ -27,6 +27,13 @@ from gptoss_ft.harmony.formats.completions import (
 from gptoss_ft.harmony.formats.tools import read_tools
 from gptoss_ft.harmony.messages import Conversation, Message, Preference, ToolSpec
 
+# Columns in which public datasets keep the scores that chosen and rejected were told apart by.
+SCORE_COLUMNS = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen_rating", "rejected_rating"),
+    ("chosen-rating", "rejected-rating"),
+)
 INPUT_MEND = 'write {"messages": [...]}, and `tools` beside them if there are any'
 
 
@@ -79,7 +86,8 @@ def parse_trl_preference(
     """Read one TRL preference row; both completions are needed in any case.
 
     Without `prompt` the prompt is what both message lists begin with. So it is where `prompt` is a
-    text and both lists begin with it again, as in several public datasets.
+    text and both lists begin with it again, as in several public datasets. Equal scores in one of
+    `SCORE_COLUMNS` make the row a tie.
 
     Raises:
         DataError: with every problem of the row.
@@ -99,7 +107,13 @@ def parse_trl_preference(
         prompt = read_prompt(raw, "prompt", state)
         left = read_completion(chosen, "chosen", state.fork(), "trained")
         right = read_completion(rejected, "rejected", state.fork(), "rejected")
-    return _preference(prompt, left, right, tools, effort, state)
+    return replace(_preference(prompt, left, right, tools, effort, state), tied=_tied(row))
+
+
+def _tied(row: Mapping[str, Any]) -> bool:
+    """Whether the row holds a score of each completion, and the two are equal."""
+    scores = [(row.get(chosen), row.get(rejected)) for chosen, rejected in SCORE_COLUMNS]
+    return any(chosen is not None and chosen == rejected for chosen, rejected in scores)
 
 
 def _holds_prompt(raw: Any) -> bool:

@@ -10,7 +10,7 @@ from io import FileIO
 
 import torch
 
-from gptoss_ft.errors import MergeError, Problem
+from gptoss_ft.errors import CheckpointError, Problem
 from gptoss_ft.model.checkpoint import DTYPES, TensorInfo
 
 PART_BYTES = 4 << 20
@@ -22,7 +22,7 @@ def row_parts(info: TensorInfo, part_bytes: int = PART_BYTES) -> Iterator[torch.
     All parts share one buffer: each is valid until the next one is asked for.
 
     Raises:
-        MergeError: the file ends before the tensor does.
+        CheckpointError: the file ends before the tensor does.
     """
     rows = info.shape[0]
     row_bytes = info.nbytes // rows
@@ -48,8 +48,6 @@ def _fill(part: torch.Tensor, stream: FileIO, info: TensorInfo) -> None:
     while target:
         count = stream.readinto(target)
         if not count:
-            problem = Problem(
-                "a shard of the base ended early", info.name, str(info.file), "copy it again"
-            )
-            raise MergeError(problem)
+            problem = Problem("a shard ended early", info.name, str(info.file), "copy it again")
+            raise CheckpointError(problem)
         target = target[count:]

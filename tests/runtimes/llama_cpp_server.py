@@ -1,0 +1,70 @@
+"""Asks llama.cpp's server: `python llama_cpp_server.py INPUT.json OUTPUT.json`; needs xllamacpp.
+
+INPUT: {"model": a .gguf file, "adapter": a LoRA .gguf file or "", "texts": [text], "chats":
+[{"messages": […], …}], "prompts": [[ids]], "tokens": n}.
+OUTPUT: {"texts": [[ids]], "chats": [text], "answers": [[ids]]}: what `/tokenize` makes of the
+texts, with the names of special tokens read as such, what `/apply-template` makes of the chats, and
+what `/completion` answers to the prompts, greedily, up to the token that ends an answer.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import xllamacpp
+
+
+def start(model: str, adapter: str) -> xllamacpp.Server:
+    """A server on a free port of this machine; it ends with this process."""
+    params = xllamacpp.CommonParams()
+    params.model.path = model
+    params.n_ctx = 2048
+    params.n_parallel = 1
+    params.cpuparams.n_threads = 1
+    params.cpuparams_batch.n_threads = 1
+    params.warmup = False
+    params.use_jinja = True
+    if adapter:
+        lora = xllamacpp.CommonAdapterLoraInfo()
+        lora.path, lora.scale = adapter, 1.0
+        params.lora_adapters = [lora]
+    return xllamacpp.Server(params)
+
+
+def ask(server: xllamacpp.Server, endpoint: str, body: dict[str, Any]) -> dict[str, Any]:
+    """The answer of an endpoint."""
+    request = urllib.request.Request(
+        f"{server.listening_address}/{endpoint}",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=300) as response:
+        return json.load(response)
+
+
+def main() -> None:
+    """Reads the questions and writes the answers."""
+    asked = json.loads(Path(sys.argv[1]).read_text())
+    server = start(asked["model"], asked["adapter"])
+    greedy = {"n_predict": asked["tokens"], "temperature": 0, "return_tokens": True}
+    text = {"add_special": False, "parse_special": True}
+    found = {
+        "texts": [
+            ask(server, "tokenize", {"content": content, **text})["tokens"]
+            for content in asked["texts"]
+        ],
+        "chats": [ask(server, "apply-template", chat)["prompt"] for chat in asked["chats"]],
+        "answers": [
+            ask(server, "completion", {"prompt": prompt, **greedy})["tokens"]
+            for prompt in asked["prompts"]
+        ],
+    }
+    Path(sys.argv[2]).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
