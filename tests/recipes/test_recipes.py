@@ -91,7 +91,7 @@ def test_every_choice_of_every_group_composes(
     assert composed[group].keys() >= written.keys()
 
 
-@pytest.mark.parametrize("command", ["merge", "generate", "tiny"])
+@pytest.mark.parametrize("command", ["merge", "verify", "generate", "export", "tiny"])
 def test_every_tool_composes(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(command, ["--cfg", "job"]) == 0
     assert isinstance(yaml.safe_load(capsys.readouterr().out), dict)
