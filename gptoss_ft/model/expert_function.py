@@ -20,8 +20,8 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from gptoss_ft.model.expert_gate import Gate
-from gptoss_ft.model.expert_products import Products, deal
-from gptoss_ft.model.expert_projection import Projection, dealt_bias, factors_of
+from gptoss_ft.model.expert_products import Products
+from gptoss_ft.model.expert_projection import Projection, factors_of
 from gptoss_ft.model.expert_routing import Chunk, Routing
 
 
@@ -98,7 +98,7 @@ def forward_rows(
     pairs, routing = len(block.routing.token), block.routing
     kept = x.new_empty(pairs, block.gate_up.packed.out) if block.keep else None
     y = x.new_empty(pairs, block.down.packed.out)
-    up_bias, down_bias = dealt_bias(block.gate_up, x), dealt_bias(block.down, x)
+    up_bias, down_bias = block.gate_up.bias.to(x.dtype), block.down.bias.to(x.dtype)
     for chunk in block.chunks():
         rows = x.index_select(0, routing.token[chunk.rows])
         z = _pre_activation(block, up_bias, chunk, rows, kept)
@@ -153,12 +153,11 @@ class _Gradients:
         ones = grad.new_ones(len(grad), 1) if weight is None else weight
         columns = ones.expand(-1, block.products.rank_multiple).contiguous()
         sums = block.products.outer(columns, grad, chunk)[:, 0]
-        parts = self.projection.parts
-        chunk.put(deal(self.tensors[0], parts), sums.unflatten(1, (parts, -1)))
+        chunk.put(self.tensors[0], sums)
 
     def put_factors(self, chunk: Chunk, grad_A: torch.Tensor, grad_B: torch.Tensor) -> None:
         """From the gradients of `Factors`."""
-        start, parts = 0, self.projection.parts
+        start = 0
         for number, update in enumerate(self.projection.updates):
             columns = slice(start, start + update.A.shape[1])
             start = columns.stop
@@ -166,7 +165,7 @@ class _Gradients:
             if to_A is not None:
                 chunk.put(to_A, grad_A[:, columns])
             if to_B is not None:
-                chunk.put(deal(to_B, parts), grad_B[:, :, columns].unflatten(1, (parts, -1)))
+                chunk.put(to_B, grad_B[:, :, columns])
 
 
 def backward_rows(
@@ -190,7 +189,7 @@ def backward_rows(
     grad_x = x.new_empty(len(routing.token), x.shape[1]) if wanted.x else None
     grad_weights = torch.zeros_like(sorted_weights)
     gate_up, down = _Gradients(block.gate_up, wanted.gate_up), _Gradients(block.down, wanted.down)
-    up_bias, down_bias = dealt_bias(block.gate_up, x), dealt_bias(block.down, x)
+    up_bias, down_bias = block.gate_up.bias.to(x.dtype), block.down.bias.to(x.dtype)
     for chunk in block.chunks():
         token = routing.token[chunk.rows]
         rows = x.index_select(0, token)

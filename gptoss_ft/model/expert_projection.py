@@ -26,6 +26,10 @@ class LowRank:
     B: torch.Tensor
     scaling: float
 
+    def dealt(self, parts: int) -> LowRank:
+        """With the rows of B in the order of the parts, contiguous; differentiable."""
+        return LowRank(self.A, deal(self.B, parts).flatten(1, 2), self.scaling)
+
 
 @dataclass(frozen=True)
 class Projection:
@@ -33,17 +37,14 @@ class Projection:
 
     Attributes:
         packed: the weights of all experts.
-        bias: `[E, out]`.
-        updates: any number of them.
+        bias: `[E, out]`, in the order of the parts.
+        updates: any number of them, the rows of B in the order of the parts. All experts at once
+            are dealt faster than one after the other, and their gradients come as they lie.
     """
 
     packed: Packed
     bias: torch.Tensor
     updates: tuple[LowRank, ...] = ()
-
-    @property
-    def parts(self) -> int:
-        return self.packed.scales.shape[1]
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """What may have a gradient: the bias, then A and B of each update."""
@@ -64,7 +65,7 @@ class Factors:
 
     Attributes:
         A: `[c, r, in]`, r being the sum of the ranks, perhaps filled up with zeros.
-        B: `[c, out, r]`, rows in the order of the parts.
+        B: `[c, out, r]`.
         scaling: of one update, or `[r]` of several. It is applied to the rows between A and B,
             which are the smallest thing there is.
     """
@@ -83,8 +84,7 @@ def factors_of(
     all_A, all_B = [], []
     for update in projection.updates:
         all_A.append(chunk.pick(update.A).to(like.dtype))
-        B = chunk.pick(deal(update.B, projection.parts))
-        all_B.append(B.to(like.dtype).flatten(1, 2))
+        all_B.append(chunk.pick(update.B).to(like.dtype))
     A = all_A[0] if len(all_A) == 1 else torch.cat(all_A, dim=1)
     B = all_B[0] if len(all_B) == 1 else torch.cat(all_B, dim=2)
     missing = -A.shape[1] % products.rank_multiple
@@ -100,8 +100,3 @@ def _scaling(updates: tuple[LowRank, ...], A: torch.Tensor) -> float | torch.Ten
     # Columns that were filled up are zero, whatever they are multiplied by.
     columns += [0.0] * (A.shape[1] - len(columns))
     return torch.tensor(columns, dtype=A.dtype).to(A.device, non_blocking=True)
-
-
-def dealt_bias(projection: Projection, like: torch.Tensor) -> torch.Tensor:
-    """The biases of all experts, `[E, out]` in the order of the parts, in the dtype of `like`."""
-    return deal(projection.bias, projection.parts).flatten(1).to(like.dtype)

@@ -110,4 +110,5 @@ class PackedExperts(nn.Module):
         parts = PARTS[name]
         # The weights are constants of the function; detached, they cost autograd nothing.
         packed = Packed(deal(blocks.detach(), parts), deal(scales.detach(), parts))
-        return Projection(packed, self.bias(name), updates)
+        bias = deal(self.bias(name), parts).flatten(1)
+        return Projection(packed, bias, tuple(update.dealt(parts) for update in updates))
