@@ -6,7 +6,8 @@
 Writes synthetic weights of the real shapes to a temporary folder (TMPDIR; 14 GB for 20b, removed at
 the end), maps them through `load_model`, adds adapters of `rank` on q, k, v, o and on every expert,
 and takes an optimizer step with our trainer: forward, backward, clipping, AdamW, half of the tokens
-trained. A step on two tokens comes first, so that AdamW's moments exist as in any later step.
+trained. Another step on as many tokens comes first, so that the measured one is like any later one:
+AdamW's moments exist, and the files are mapped. With cold=1 it has two tokens and maps little.
 Routing is spread by the weights (see `synthetic.py`), so that
 every expert is hit in every layer; `experts_hit` counts (layer, expert) pairs, of `experts`.
 
@@ -71,7 +72,8 @@ def row_of(tokens: int, seed: int, vocabulary: int) -> dict[str, list[Any]]:
 
 def build(folder: Path, config: dict[str, Any], settings: dict[str, int]) -> tuple[Any, Any]:
     """Our trainer on the checkpoint, and the decoder within."""
-    lengths, vocabulary = (2, settings["tokens"]), config["vocab_size"]
+    tokens, vocabulary = settings["tokens"], config["vocab_size"]
+    lengths = (2 if settings["cold"] else tokens, tokens)
     rows = [row_of(length, seed, vocabulary) for seed, length in enumerate(lengths)]
     trainer = our_trainer(folder, datasets.Dataset.from_list(rows), settings["rank"])
     model: Any = trainer.model
@@ -85,15 +87,15 @@ def build(folder: Path, config: dict[str, Any], settings: dict[str, int]) -> tup
 
 
 def measured_step(trainer: Any, decoder: Any, experts: int) -> dict[str, Any]:
-    """Takes the short step, then the measured one."""
+    """Takes the first step, then the measured one."""
     laps = Laps()
     step = stepper(trainer, before_update=lambda: laps.lap("backward attention"))
-    short, full = ([trainer.train_dataset[i]] for i in range(2))
-    say("a step on two tokens, which makes the optimizer's state")
-    step(trainer.data_collator(short))
+    first, measured = ([trainer.train_dataset[i]] for i in range(2))
+    say("the first step, which makes the optimizer's state")
+    step(trainer.data_collator(first))
     attach(decoder, laps)
     counts, after_layers = routed_pairs(decoder, experts), memory_after_layers(decoder)
-    batch = trainer.data_collator(full)
+    batch = trainer.data_collator(measured)
     say("the measured step")
     with memory_watch() as peaks:
         started, kernel = time.monotonic(), os.times().system

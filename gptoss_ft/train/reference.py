@@ -240,7 +240,7 @@ def _compute(
     with (
         writer.closing(),
         _as_reference(model, reference),
-        tqdm(total=int(lengths[positions].sum()), desc="reference", unit="token") as progress,
+        _progress(int(lengths[positions].sum())) as progress,
     ):
         for part in _parts(positions, lengths, reference.tokens_at_once):
             prompts = _lists(data, "prompt_ids", selection.rows[part])
@@ -249,6 +249,11 @@ def _compute(
             for branch_keys, values in zip(keys, scores, strict=True):
                 writer.add(branch_keys[part], values)
             progress.update(int(lengths[part].sum()))
+
+
+def _progress(tokens: int) -> tqdm:
+    """Tokens scored, rate and remaining time on stderr, if that is a terminal."""
+    return tqdm(total=tokens, desc="reference", unit="token", unit_scale=True, disable=None)
 
 
 @contextmanager
