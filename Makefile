@@ -81,18 +81,21 @@ test: export OMP_NUM_THREADS := 1
 test: venv
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not network and not runtime and not browser"
 
+test-slow: export OMP_NUM_THREADS := 1
 test-slow: venv
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 -m slow
 
 test-browser: venv
 	$(BIN)/python -m pytest -m browser
 
-# Exports of the demo's tuned models, run by the runtimes themselves and compared with transformers.
+# Exports of the demo's tuned models, run by the runtimes themselves and compared with transformers; then the files
+# themselves against llama.cpp's own converter and Go's template engine.
 runtimes: export OMP_NUM_THREADS := 1
 runtimes: export PYTHONPATH := tests
 runtimes: venv
 	test -f $(DEMO)/experts-bf16/manifest.json || $(MAKE) demo
 	$(BIN)/python -m runtimes.table demo=$(DEMO) $(if $(filter 0,$(ONNX)),onnx=false) $(if $(filter 1,$(VLLM)),vllm=true)
+	$(BIN)/python -m pytest -m runtime tests/test_gguf_converter.py tests/test_ollama.py
 
 bench: venv
 	$(BIN)/python benchmarks/results.py $(if $(ONLY),only=$(ONLY))
