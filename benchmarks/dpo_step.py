@@ -40,13 +40,20 @@ from measure import (
     settings_from,
     usual_allocator,
 )
-from peft import LoraConfig
-from trainers import gradients, randomise, set_checkpointing, stepper, write_base
-from transformers import AutoTokenizer, GptOssForCausalLM, Mxfp4Config
+from trainers import (
+    common_settings,
+    gradients,
+    our_model,
+    randomise,
+    set_checkpointing,
+    stepper,
+    stock_lora,
+    stock_model,
+    write_base,
+)
+from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
-from gptoss_ft.adapters.model import AdapterInfo, add_adapter
-from gptoss_ft.adapters.options import ATTENTION_MODULES, EXPERT_PARAMETERS, AdapterOptions
 from gptoss_ft.data.collate_pairs import PairCollator
 from gptoss_ft.model.checkpoint import open_checkpoint
 from gptoss_ft.model.load import load_model
@@ -101,33 +108,15 @@ def read_rows(base: Path) -> Rows:
     return found
 
 
-def arguments(base: Path, **settings: Any) -> DPOConfig:
-    """Both sides' settings."""
-    return DPOConfig(
-        output_dir=str(base / "unused"),
-        use_cpu=True,
-        bf16=False,
-        report_to="none",
-        save_strategy="no",
-        router_aux_loss_coef=0.0,
-        learning_rate=1e-4,
-        **settings,
-    )
-
-
 def our_trainer(base: Path, rows: Rows, rank: int) -> PairDPOTrainer:
     """Our trainer on the packed checkpoint; every adapter tensor is random."""
-    options = AdapterOptions(["attention", "experts"], r=rank, expert_r=rank, alpha=rank)
-    model = add_adapter(load_model(open_checkpoint(base)), options, AdapterInfo((), "", ""))
-    trainer = PairDPOTrainer(
-        model=model,
-        args=arguments(base, gradient_checkpointing=False),
+    return PairDPOTrainer(
+        model=our_model(base, rank),
+        args=DPOConfig(**common_settings(base), gradient_checkpointing=False),
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(base),
         data_collator=PairCollator(),
     )
-    randomise(trainer.model)
-    return trainer
 
 
 class OnIds(DPOTrainer):
@@ -139,27 +128,14 @@ class OnIds(DPOTrainer):
 
 def trl_trainer(base: Path, rows: Rows, rank: int) -> DPOTrainer:
     """TRL's trainer on stock PEFT on stock transformers; every adapter tensor is random."""
-    model = GptOssForCausalLM.from_pretrained(
-        base,
-        dtype=torch.float32,
-        attn_implementation="eager",
-        experts_implementation="grouped_mm",
-        quantization_config=Mxfp4Config(dequantize=True),
-    )
     names = ("ref_chosen_logps", "ref_rejected_logps")
     summed = [row | {name: sum(row[name]) for name in names} for row in rows]
     trainer = OnIds(
-        model=model,
-        args=arguments(base),
+        model=stock_model(base),
+        args=DPOConfig(**common_settings(base)),
         train_dataset=datasets.Dataset.from_list(summed),
         processing_class=AutoTokenizer.from_pretrained(base),
-        peft_config=LoraConfig(
-            r=rank,
-            lora_alpha=rank,
-            target_modules=list(ATTENTION_MODULES),
-            target_parameters=list(EXPERT_PARAMETERS),
-            task_type="CAUSAL_LM",
-        ),
+        peft_config=stock_lora(rank),
     )
     trainer.precompute_ref_logps = True  # the rows have them
     randomise(trainer.model)

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoTokenizer, GptOssForCausalLM, Mxfp4Config
 from trl import SFTConfig, SFTTrainer
 
-from gptoss_ft.adapters.model import AdapterInfo, add_adapter
+from gptoss_ft.adapters.model import AdaptedModel, AdapterInfo, add_adapter
 from gptoss_ft.adapters.options import ATTENTION_MODULES, EXPERT_PARAMETERS, AdapterOptions
 from gptoss_ft.data.collate import Collator
 from gptoss_ft.model.checkpoint import open_checkpoint
@@ -44,13 +44,53 @@ def write_base(folder: Path, hidden: int, layers: int, experts: int) -> Path:
     return folder
 
 
-def our_trainer(base: Path, rows: datasets.Dataset, rank: int, **settings: Any) -> SFTTrainer:
-    """Our trainer on the packed checkpoint; every adapter tensor is random."""
+def our_model(base: Path, rank: int) -> AdaptedModel:
+    """The packed checkpoint with an adapter on attention and experts, every tensor random."""
     options = AdapterOptions(["attention", "experts"], r=rank, expert_r=rank, alpha=rank)
     model = add_adapter(load_model(open_checkpoint(base)), options, AdapterInfo((), "", ""))
     randomise(model)
+    return model
+
+
+def stock_model(base: Path) -> GptOssForCausalLM:
+    """The dequantised checkpoint in stock transformers, at its best setting for a CPU."""
+    return GptOssForCausalLM.from_pretrained(
+        base,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        experts_implementation="grouped_mm",
+        quantization_config=Mxfp4Config(dequantize=True),
+    )
+
+
+def stock_lora(rank: int) -> LoraConfig:
+    """PEFT's configuration of the adapter that `our_model` has."""
+    return LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        target_modules=list(ATTENTION_MODULES),
+        target_parameters=list(EXPERT_PARAMETERS),
+        task_type="CAUSAL_LM",
+    )
+
+
+def common_settings(base: Path) -> dict[str, Any]:
+    """What all trainers of both sides are given."""
+    return {
+        "output_dir": str(base / "unused"),
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "router_aux_loss_coef": 0.0,
+        "learning_rate": LEARNING_RATE,
+    }
+
+
+def our_trainer(base: Path, rows: datasets.Dataset, rank: int, **settings: Any) -> SFTTrainer:
+    """Our trainer on the packed checkpoint; every adapter tensor is random."""
     return WeightedSFTTrainer(
-        model=model,
+        model=our_model(base, rank),
         args=_arguments(base, gradient_checkpointing=False, **settings),
         train_dataset=rows,
         processing_class=AutoTokenizer.from_pretrained(base),
@@ -60,21 +100,7 @@ def our_trainer(base: Path, rows: datasets.Dataset, rank: int, **settings: Any) 
 
 def trl_trainer(base: Path, rows: datasets.Dataset, rank: int, **settings: Any) -> SFTTrainer:
     """TRL's trainer on stock PEFT on stock transformers; every adapter tensor is random."""
-    model = GptOssForCausalLM.from_pretrained(
-        base,
-        dtype=torch.float32,
-        attn_implementation="eager",
-        experts_implementation="grouped_mm",
-        quantization_config=Mxfp4Config(dequantize=True),
-    )
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=rank,
-        target_modules=list(ATTENTION_MODULES),
-        target_parameters=list(EXPERT_PARAMETERS),
-        task_type="CAUSAL_LM",
-    )
-    adapted = get_peft_model(model, config)
+    adapted = get_peft_model(stock_model(base), stock_lora(rank))
     randomise(adapted)
     return SFTTrainer(
         model=adapted,
@@ -86,18 +112,8 @@ def trl_trainer(base: Path, rows: datasets.Dataset, rank: int, **settings: Any) 
 
 
 def _arguments(base: Path, **settings: Any) -> SFTConfig:
-    return SFTConfig(
-        output_dir=str(base / "unused"),
-        use_cpu=True,
-        bf16=False,
-        report_to="none",
-        save_strategy="no",
-        max_length=None,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        router_aux_loss_coef=0.0,
-        learning_rate=LEARNING_RATE,
-        **settings,
-    )
+    common = {**common_settings(base), "dataset_kwargs": {"skip_prepare_dataset": True}}
+    return SFTConfig(max_length=None, **common, **settings)
 
 
 def _without_weights(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -225,6 +225,17 @@ def test_a_run_folder_that_is_in_use(
     assert [path.name for path in (tmp_path / "r").iterdir()] == ["notes.txt"]
 
 
+@pytest.mark.parametrize("recipe", ["sft=demo", "dpo=demo", "dpo=kto_20b"])
+def test_values_that_only_the_trainer_knows(
+    recipe: str, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Refused in its words, before data are rendered or weights are loaded."""
+    data = tmp_path / "rows.jsonl"
+    data.write_text(_line(USER, ANSWER))
+    text = _train(capsys, small, data, tmp_path / "out", recipe, "trainer.optim=adamm")
+    assert "adamm is not a valid OptimizerNames" in text and "fix:" in text
+
+
 def test_rows_longer_than_allowed(
     capsys: pytest.CaptureFixture[str], small: Path, chats: Path, tmp_path: Path
 ) -> None:

@@ -6,11 +6,12 @@ import copy
 import ctypes
 import os
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from mmap import PAGESIZE
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from transformers import GptOssConfig
@@ -85,15 +86,15 @@ def test_memory_that_is_no_file_is_left_alone() -> None:
     assert torch.equal(block.gate_up_proj, before)
 
 
-def _is_in_memory(folder: Path) -> bool:
-    mounts = {disk.mountpoint: disk.fstype for disk in psutil.disk_partitions(all=True)}
-    return mounts[next(str(p) for p in folder.parents if str(p) in mounts)] in ("tmpfs", "ramfs")
+@pytest.fixture
+def on_disk() -> Iterator[Path]:
+    """A folder in the checkout: temporary files may lie in memory, where nothing is read ahead."""
+    with tempfile.TemporaryDirectory(prefix=".test-", dir=Path(__file__).parent) as folder:
+        yield Path(folder)
 
 
-def test_asking_reads_the_pages(tmp_path: Path) -> None:
-    if _is_in_memory(tmp_path):
-        pytest.skip("temporary files are in memory here: there is nothing to read ahead")
-    block, file = _block(hidden=1024), tmp_path / "weights"
+def test_asking_reads_the_pages(on_disk: Path) -> None:
+    block, file = _block(hidden=1024), on_disk / "weights"
     file.write_bytes(bytes(block.gate_up_proj.nbytes))
     storage = torch.UntypedStorage.from_file(str(file), False, block.gate_up_proj.nbytes)
     mapped = torch.tensor([], dtype=torch.uint8).set_(storage).view(block.gate_up_proj.shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -58,28 +58,22 @@ class Counts:
 
 
 @dataclass
-class DataSummary:
-    """What was read and what is trained; tokens count training and validation rows together.
+class RowSummary:
+    """What was read and what became of it; tokens count training and validation rows together.
 
     Attributes:
-        conversations: conversations or documents read.
-        formats: the same by format.
+        formats: examples read, by format.
         rows: rows kept, before weights and packing.
         train_rows, validation_rows: rows of the two datasets, after weights and before packing.
         packed_rows, packed_validation_rows: the same after packing, 0 without it.
         packed_share: share of the packed training rows' `max_length` that is tokens.
-        tokens: tokens in the rows kept.
-        trained_tokens: tokens with a weight above 0.
-        channel_tokens: the same by channel.
+        tokens: tokens in the rows kept; of pairs, prompts once.
         dropped, changed: examples or rows left out or changed, by what happened to them.
         duplicates: examples that say what an earlier one said.
-        finals: trained finals.
-        bare_finals: trained finals without analysis in the same action, by effort.
         lengths: percentiles of the row lengths in tokens.
         cached: whether the rows were rendered before.
     """
 
-    conversations: int = 0
     formats: dict[str, int] = field(default_factory=dict)
     rows: int = 0
     train_rows: int = 0
@@ -88,29 +82,26 @@ class DataSummary:
     packed_validation_rows: int = 0
     packed_share: float = 0.0
     tokens: int = 0
-    trained_tokens: int = 0
-    channel_tokens: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
     changed: dict[str, int] = field(default_factory=dict)
     duplicates: int = 0
-    finals: int = 0
-    bare_finals: dict[str, int] = field(default_factory=dict)
     lengths: dict[str, int] = field(default_factory=dict)
     cached: bool = False
 
-    def lines(self) -> list[str]:
-        """The summary for the terminal."""
-        share = self.trained_tokens / self.tokens if self.tokens else 0.0
-        formats = ", ".join(f"{name} {count:,}" for name, count in self.formats.items())
-        lines = [
-            f"{self.conversations:,} conversations or documents ({formats}), {self.rows:,} rows: "
+    def _read_line(self, examples: str, rows: str) -> str:
+        """What was read: how many `examples`, in words, and how many `rows` they became."""
+        return (
+            f"{examples} ({listed(self.formats)}), {self.rows:,} {rows}: "
             f"{self.train_rows:,} to train on, {self.validation_rows:,} held out"
-            + (" (rendered before)" if self.cached else ""),
-            f"{self.tokens:,} tokens, {self.trained_tokens:,} trained ({share:.0%}): "
-            + ", ".join(f"{name} {count:,}" for name, count in self.channel_tokens.items()),
-            "row lengths in tokens: "
-            + ", ".join(f"{name} {length:,}" for name, length in self.lengths.items()),
-        ]
+            + (" (rendered before)" if self.cached else "")
+        )
+
+    def _length_line(self) -> str:
+        return f"row lengths in tokens: {listed(self.lengths)}"
+
+    def _fate_lines(self) -> list[str]:
+        """What was packed, left out or changed."""
+        lines = []
         if self.packed_rows:
             held_out = self.packed_validation_rows
             lines.append(
@@ -121,7 +112,43 @@ class DataSummary:
         lines += [f"changed {count:,}: {what}" for what, count in self.changed.items()]
         if self.duplicates:
             lines.append(f"{self.duplicates:,} duplicates (data.duplicates=drop leaves them out)")
-        return [*lines, *self._warnings()]
+        return lines
+
+
+def listed(numbers: Mapping[str, int]) -> str:
+    """Names and numbers, for the middle of a line."""
+    return ", ".join(f"{name} {number:,}" for name, number in numbers.items())
+
+
+@dataclass
+class DataSummary(RowSummary):
+    """Numbers of rows for supervised fine-tuning.
+
+    Attributes:
+        conversations: conversations or documents read.
+        trained_tokens: tokens with a weight above 0.
+        channel_tokens: the same by channel.
+        finals: trained finals.
+        bare_finals: trained finals without analysis in the same action, by effort.
+    """
+
+    conversations: int = 0
+    trained_tokens: int = 0
+    channel_tokens: dict[str, int] = field(default_factory=dict)
+    finals: int = 0
+    bare_finals: dict[str, int] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """The summary for the terminal."""
+        share = self.trained_tokens / self.tokens if self.tokens else 0.0
+        return [
+            self._read_line(f"{self.conversations:,} conversations or documents", "rows"),
+            f"{self.tokens:,} tokens, {self.trained_tokens:,} trained ({share:.0%}): "
+            + listed(self.channel_tokens),
+            self._length_line(),
+            *self._fate_lines(),
+            *self._warnings(),
+        ]
 
     def _warnings(self) -> list[str]:
         bare = {effort: count for effort, count in self.bare_finals.items() if effort != "low"}

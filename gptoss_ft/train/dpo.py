@@ -31,6 +31,7 @@ from gptoss_ft.train.preference_batch import (
 class PairTrainer(ExampleMeans, DPOTrainer):
     """What all methods on pairs share: our rows, and means over pairs."""
 
+    columns = PAIR_COLUMNS
     channel_values = "logratios"
 
     def examples(self, batch: Batch) -> int:
@@ -63,15 +64,7 @@ class PairTrainer(ExampleMeans, DPOTrainer):
                     "set data.packing=false; batches are laid end to end without padding anyway",
                 )
             )
-        return dataset
-
-    def _precompute_ref_logps(self, dataset: datasets.Dataset, *args: Any) -> datasets.Dataset:
-        """Nothing: the rows have them."""
-        return dataset
-
-    def _set_signature_columns_if_needed(self) -> None:
-        if self._signature_columns is None:
-            self._signature_columns: Any = list(PAIR_COLUMNS)
+        return super()._prepare_dataset(dataset, *args)
 
 
 class PairDPOTrainer(PairTrainer):

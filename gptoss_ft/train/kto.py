@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import datasets
 import torch
 from trl import KTOTrainer
 
@@ -28,6 +27,8 @@ from gptoss_ft.train.preference_batch import (
 
 class RatedKTOTrainer(ExampleMeans, KTOTrainer):
     """KTO; rows need `ref_logps`, and `kl_ids` and `ref_kl_logps` where the loss has a KL term."""
+
+    columns = RATED_COLUMNS
 
     def examples(self, batch: Batch) -> int:
         """Completions."""
@@ -87,15 +88,3 @@ class RatedKTOTrainer(ExampleMeans, KTOTrainer):
             count = int((label == (side == "chosen")).sum())
             of_side = {name: x for name, x in totals.items() if name.endswith(side)}
             self._note(count, of_side)
-
-    def _prepare_dataset(self, dataset: datasets.Dataset, *args: Any) -> datasets.Dataset:
-        """The rows as they are."""
-        return dataset
-
-    def _precompute_ref_logps(self, dataset: datasets.Dataset, *args: Any) -> datasets.Dataset:
-        """Nothing: the rows have them."""
-        return dataset
-
-    def _set_signature_columns_if_needed(self) -> None:
-        if self._signature_columns is None:
-            self._signature_columns: Any = list(RATED_COLUMNS)

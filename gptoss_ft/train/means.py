@@ -8,9 +8,12 @@ equally large, which packed rows and last batches are not.
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
+import datasets
 import torch
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -42,7 +45,7 @@ class Means:
         return found
 
 
-class ExampleMeans(WholeCheckpoints):
+class ExampleMeans(WholeCheckpoints, ABC):
     """Stands before a preference trainer of TRL, whose `_compute_loss` gives the mean of a batch.
 
     The loss of an optimizer step is the mean over its examples in all accumulated batches and
@@ -50,6 +53,9 @@ class ExampleMeans(WholeCheckpoints):
     over the tokens of a batch (entropy, logits, token accuracy) stays that, each batch counting as
     its examples.
     """
+
+    columns: ClassVar[Sequence[str]]
+    """Columns of the rows that reach the collator."""
 
     loss_is_scaled_for_ga: Any = True
     _metrics: Any  # TRL's: by mode and name, a value for each batch
@@ -68,13 +74,25 @@ class ExampleMeans(WholeCheckpoints):
         """`train` or `eval`, as TRL names its metrics."""
         return "train" if cast(torch.nn.Module, self.model).training else "eval"
 
+    @abstractmethod
     def examples(self, batch: dict[str, Any]) -> int:
         """How many the loss of a batch is a mean over."""
-        raise NotImplementedError
 
     def examples_of(self, metric: str, batch: dict[str, Any]) -> int:
         """The examples of a batch that a metric of TRL is a mean over."""
         return self.examples(batch)
+
+    def _prepare_dataset(self, dataset: datasets.Dataset, *args: Any) -> datasets.Dataset:
+        """The rows as they are: they are rendered."""
+        return dataset
+
+    def _precompute_ref_logps(self, dataset: datasets.Dataset, *args: Any) -> datasets.Dataset:
+        """Nothing: the rows have them."""
+        return dataset
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            self._signature_columns: Any = list(self.columns)
 
     def _get_num_items_in_batch(
         self, batch_samples: list[dict[str, Any]], device: torch.device

@@ -31,6 +31,7 @@ from gptoss_ft.train.steps import (
     run_trainer,
     say_parameters,
     trainer_settings,
+    trl_configuration,
 )
 
 # Weighted good completions for one weighted bad one, of which KTO works well (Ethayarajh et al.
@@ -54,6 +55,7 @@ def train_preference(options: TrainOptions, config_yaml: str, say: Say = print) 
     """
     preference = options.preference or PreferenceOptions()
     folder = RunFolder(Path(options.output) / options.name)
+    configuration = trainer_arguments(options, preference, folder)
     options, checkpoint, adapter = find_base(options, folder, say)
     data = prepare_data(options, preference, checkpoint)
     for line in [*data.summary.lines(), *_imbalance(data, options.trainer)]:
@@ -68,13 +70,14 @@ def train_preference(options: TrainOptions, config_yaml: str, say: Say = print) 
     home = cache_folder(options.data.cache) / "preference"
     train, validation = training_rows(data, model, reference, home, say)
     arguments: dict[str, Any] = {
+        "args": configuration,
         "model": model,
         "train_dataset": train,
         "eval_dataset": validation,
         "processing_class": AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True),
         "callbacks": callbacks(options, folder),
     }
-    trainer = build_trainer(options, preference, folder, arguments)
+    trainer = build_trainer(preference, arguments)
     return run_trainer(trainer, folder, options, manifest, say)
 
 
@@ -134,31 +137,33 @@ def _reference(
     )
 
 
-def build_trainer(
-    options: TrainOptions,
-    preference: PreferenceOptions,
-    folder: RunFolder,
-    arguments: dict[str, Any],
-) -> Trainer:
+def trainer_arguments(
+    options: TrainOptions, preference: PreferenceOptions, folder: RunFolder
+) -> DPOConfig | KTOConfig:
+    """TRL's configuration of the method: the user's settings over ours, a run's over both.
+
+    Raises:
+        ConfigError: a value that TRL refuses.
+    """
+    settings = trainer_settings(options, folder) | {"precompute_ref_log_probs": False}
+    if not preference.is_rated:
+        return trl_configuration(DPOConfig, {**settings, "padding_free": False})
+    if estimates_divergence(options.trainer):
+        settings["train_sampling_strategy"] = "sequential"
+    return trl_configuration(KTOConfig, settings)
+
+
+def build_trainer(preference: PreferenceOptions, arguments: dict[str, Any]) -> Trainer:
     """TRL's trainer of the method around our model, rows and monitor.
 
     Args:
-        options: of the run.
-        preference: its method.
-        folder: of the run.
-        arguments: of any trainer, without configuration and collator.
+        preference: the method.
+        arguments: of any trainer, without the collator.
     """
-    settings = trainer_settings(options, folder) | {"precompute_ref_log_probs": False}
     normalized = preference.length_normalized
     if preference.is_rated:
-        if estimates_divergence(options.trainer):
-            settings["train_sampling_strategy"] = "sequential"
-        collator = RatedCollator(length_normalized=normalized)
-        return RatedKTOTrainer(args=KTOConfig(**settings), data_collator=collator, **arguments)
-    arguments |= {
-        "args": DPOConfig(**settings, padding_free=False),
-        "data_collator": PairCollator(preference.shared_prompt, normalized),
-    }
+        return RatedKTOTrainer(data_collator=RatedCollator(normalized), **arguments)
+    arguments |= {"data_collator": PairCollator(preference.shared_prompt, normalized)}
     if preference.method == "orpo":
         return ORPOTrainer(**arguments)
     if preference.method == "simpo":

@@ -7,6 +7,7 @@ settings they share: `beta` is ORPO's lambda and SimPO's beta.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ class ReferenceFreeTrainer(PairTrainer):
 
     channel_values = "logps"
 
+    @abstractmethod
     def losses(
         self, chosen: torch.Tensor, rejected: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -30,7 +32,6 @@ class ReferenceFreeTrainer(PairTrainer):
         Args:
             chosen, rejected: weighted mean log-probability of each completion.
         """
-        raise NotImplementedError
 
     def batch_loss(self, log_probs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """What is added to the pairs' mean loss.

@@ -23,6 +23,7 @@ from gptoss_ft.train.steps import (
     run_trainer,
     say_parameters,
     trainer_settings,
+    trl_configuration,
 )
 from gptoss_ft.train.trainer import WeightedSFTTrainer
 
@@ -42,6 +43,7 @@ def train_sft(options: TrainOptions, config_yaml: str, say: Say = print) -> Path
         GptOssFtError: a run folder, checkpoint, adapter or data file that cannot be used.
     """
     folder = RunFolder(Path(options.output) / options.name)
+    arguments = trainer_arguments(options, folder)
     options, checkpoint, adapter = find_base(options, folder, say)
     vocabulary = load_vocabulary(checkpoint.path)
     data = prepare(options.data, vocabulary, checkpoint.path, options.hub)
@@ -53,7 +55,7 @@ def train_sft(options: TrainOptions, config_yaml: str, say: Say = print) -> Path
     set_seed(options.seed)
     model = build_model(options, checkpoint, manifest["base_fingerprint"], adapter)
     say_parameters(model, say)
-    trainer = build_trainer(options, model, checkpoint, data, folder)
+    trainer = build_trainer(options, model, checkpoint, data, folder, arguments)
     return run_trainer(trainer, folder, options, manifest, say)
 
 
@@ -63,11 +65,12 @@ def build_trainer(
     checkpoint: Checkpoint,
     data: PreparedData,
     folder: RunFolder,
+    arguments: SFTConfig,
 ) -> WeightedSFTTrainer:
     """TRL's trainer around our model, rows and monitor."""
     return WeightedSFTTrainer(
         model=model,
-        args=trainer_arguments(options, folder),
+        args=arguments,
         train_dataset=data.train,
         eval_dataset=data.validation,
         processing_class=AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True),
@@ -86,4 +89,4 @@ def trainer_arguments(options: TrainOptions, folder: RunFolder) -> SFTConfig:
         "padding_free": False,
         "dataset_kwargs": {"skip_prepare_dataset": True},
     }
-    return SFTConfig(**{**settings, **decided})
+    return trl_configuration(SFTConfig, {**settings, **decided})

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from transformers import (
@@ -16,6 +16,7 @@ from transformers import (
     ProgressCallback,
     Trainer,
     TrainerCallback,
+    TrainingArguments,
 )
 from transformers.integrations import TensorBoardCallback
 
@@ -30,7 +31,7 @@ from gptoss_ft.adapters.model import (
 )
 from gptoss_ft.adapters.start import adapter_fingerprint, continued, described, open_start
 from gptoss_ft.data.dataset import check_data
-from gptoss_ft.errors import gather
+from gptoss_ft.errors import ConfigError, Problem, gather
 from gptoss_ft.files import is_empty, whole_folder, write_json
 from gptoss_ft.model.checkpoint import Checkpoint, fingerprint, open_checkpoint, tensor_digests
 from gptoss_ft.model.load import load_model
@@ -42,6 +43,7 @@ from gptoss_ft.train.options import TrainOptions
 from gptoss_ft.train.run import RunFolder, check_run_folder, outcome, trim_metrics, versions
 
 Say = Callable[[str], None]
+Config = TypeVar("Config", bound=TrainingArguments)
 
 
 class Prepared(Protocol):
@@ -153,6 +155,20 @@ def trainer_settings(options: TrainOptions, folder: RunFolder) -> dict[str, Any]
         "restore_callback_states_from_checkpoint": True,  # the patience of early stopping
     }
     return {**ours, **options.trainer, **decided}
+
+
+def trl_configuration(kind: type[Config], settings: dict[str, Any]) -> Config:
+    """A configuration of TRL's; to be made before anything expensive, as it checks values itself.
+
+    Raises:
+        ConfigError: a value that TRL or transformers refuses, in their words.
+    """
+    try:
+        return kind(**settings)
+    except (TypeError, ValueError) as error:
+        what = "a setting of the trainer is refused"
+        mend = f"see the documentation of {kind.__name__} for the values that it takes"
+        raise ConfigError(Problem(what, "trainer", str(error), mend)) from error
 
 
 def _evaluation(trainer: dict[str, Any]) -> dict[str, Any]:

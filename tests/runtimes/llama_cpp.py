@@ -61,7 +61,7 @@ class Batch(ctypes.Structure):
 class Llama:
     """A loaded model with its context."""
 
-    library: ctypes.CDLL
+    interface: ctypes.CDLL
     context: int
     vocabulary: int
 
@@ -129,16 +129,16 @@ def load(model: str, adapter: str, longest: int) -> Llama:
 def logits_after(llama: Llama, ids: Sequence[int]) -> np.ndarray:
     """Appends ids to the sequence; the next token's logits, float32 `[vocabulary]`."""
     tokens = (ctypes.c_int32 * len(ids))(*ids)
-    batch = llama.library.llama_batch_get_one(tokens, len(ids))
-    if llama.library.llama_decode(llama.context, batch):
+    batch = llama.interface.llama_batch_get_one(tokens, len(ids))
+    if llama.interface.llama_decode(llama.context, batch):
         sys.exit("llama.cpp failed to decode")
-    logits = llama.library.llama_get_logits_ith(llama.context, -1)
+    logits = llama.interface.llama_get_logits_ith(llama.context, -1)
     return np.ctypeslib.as_array(logits, (llama.vocabulary,)).copy()
 
 
 def answer(llama: Llama, prompt: Sequence[int], tokens: int) -> tuple[np.ndarray, list[int]]:
     """Logits of the prompt's next token, and that many greedy tokens."""
-    llama.library.llama_memory_clear(llama.library.llama_get_memory(llama.context), True)
+    llama.interface.llama_memory_clear(llama.interface.llama_get_memory(llama.context), True)
     first = logits = logits_after(llama, prompt)
     greedy = [int(first.argmax())]
     while len(greedy) < tokens:
