@@ -56,7 +56,9 @@ def dense_products(dense: dict[int, torch.Tensor]) -> type[TiledProducts]:
     """The CPU loop on weights that are dense already, by number of parts `[E, out, in]`."""
 
     class DenseProducts(TiledProducts):
-        def _tiles(self, packed: Packed, expert: int) -> Iterator[tuple[slice, torch.Tensor]]:
+        def _tiles(
+            self, packed: Packed, expert: int, step: int
+        ) -> Iterator[tuple[slice, torch.Tensor]]:
             yield slice(0, packed.out), dense[packed.scales.shape[1]][expert]
 
     return DenseProducts

@@ -15,7 +15,7 @@ from peft import LoraConfig
 from peft.tuners.lora.layer import ParamWrapper as PeftParamWrapper
 from torch import nn
 
-from gptoss_ft.adapters.layout import expert_A, expert_B
+from gptoss_ft.adapters.layout import expert_A, view_B
 from gptoss_ft.errors import AdapterError, Problem
 from gptoss_ft.model.experts import LowRank, PackedExperts
 from gptoss_ft.mxfp4.codec import BLOCK_SIZE
@@ -38,7 +38,7 @@ class ParamWrapper(PeftParamWrapper):
         return tuple(
             LowRank(
                 A=expert_A(self.lora_A[name].get_parameter("weight"), self.num_experts),
-                B=expert_B(self.lora_B[name].get_parameter("weight"), self.num_experts),
+                B=view_B(self.lora_B[name].get_parameter("weight"), self.num_experts),
                 scaling=self.scaling[name],
             )
             for name in self.active_adapters

@@ -18,10 +18,15 @@ def expert_B(weight: torch.Tensor, experts: int) -> torch.Tensor:
     """PEFT's `lora_B` `[out, r * E]`, experts fastest, as contiguous `[E, out, r]`.
 
     As a matrix `[out * r, E]` it is only turned over, which torch copies three times faster than
-    any other order of dimensions; so is the gradient on its way back.
+    any other order of dimensions.
     """
     out = weight.shape[0]
     return weight.reshape(-1, experts).T.contiguous().view(experts, out, -1)
+
+
+def view_B(weight: torch.Tensor, experts: int) -> torch.Tensor:
+    """`expert_B` without the copy: a view in which experts lie innermost."""
+    return weight.unflatten(1, (-1, experts)).permute(2, 0, 1)
 
 
 def joined_A(experts: torch.Tensor) -> torch.Tensor:

@@ -21,8 +21,8 @@ from torch.autograd.function import once_differentiable
 
 from gptoss_ft.model.expert_gate import Gate
 from gptoss_ft.model.expert_products import Products
-from gptoss_ft.model.expert_projection import Projection, factors_of
-from gptoss_ft.model.expert_routing import Chunk, Routing
+from gptoss_ft.model.expert_projection import Projection, factors_of, put_columns
+from gptoss_ft.model.expert_routing import Chunk, Routing, TokenSums
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,13 @@ class Block:
     down: Projection
     keep: bool
 
+    def at_once(self) -> int:
+        """How many experts the device's inner loop takes at once."""
+        return self.products.experts_at_once(self.gate_up.packed, self.down.packed)
+
     def chunks(self) -> Iterator[Chunk]:
-        """The chunks that the device's inner loop can take."""
-        at_once = self.products.experts_at_once(self.gate_up.packed, self.down.packed)
-        return self.routing.chunks(at_once)
+        """The experts that are hit, as many at a time."""
+        return self.routing.chunks(self.at_once())
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """What may have a gradient: the tensors of gate_up, then those of down."""
@@ -79,7 +82,7 @@ def _project(
     factors = factors_of(projection, chunk, block.products, x)
     if factors is not None:
         low = products.multiply(x, factors.A.transpose(1, 2), chunk).mul_(factors.scaling)
-        products.add_product(y, low, factors.B.transpose(1, 2), chunk)
+        products.add_product(y, low, factors.B, chunk)
 
 
 def forward_rows(
@@ -97,13 +100,15 @@ def forward_rows(
     """
     pairs, routing = len(block.routing.token), block.routing
     kept = x.new_empty(pairs, block.gate_up.packed.out) if block.keep else None
-    y = x.new_empty(pairs, block.down.packed.out)
+    sums = TokenSums(routing, block.at_once(), x, block.down.packed.out, weights)
     up_bias, down_bias = block.gate_up.bias.to(x.dtype), block.down.bias.to(x.dtype)
     for chunk in block.chunks():
         rows = x.index_select(0, routing.token[chunk.rows])
         z = _pre_activation(block, up_bias, chunk, rows, kept)
-        _project(block.gate(z), block.down, down_bias, chunk, block, y[chunk.rows])
-    return routing.combine(y, weights), kept
+        y = sums.rows(chunk)
+        _project(block.gate(z), block.down, down_bias, chunk, block, y)
+        sums.add(chunk, y)
+    return sums.total(), kept
 
 
 def _pre_activation(
@@ -132,10 +137,13 @@ class Wanted:
 class _Gradients:
     """Gradients of one projection's tensors, filled expert by expert; zero where none is hit."""
 
-    def __init__(self, projection: Projection, wanted: tuple[bool, ...]) -> None:
+    def __init__(
+        self, projection: Projection, wanted: tuple[bool, ...], counts: tuple[int, ...]
+    ) -> None:
         self.projection = projection
+        new = torch.empty_like if all(counts) else torch.zeros_like
         self.tensors = [
-            torch.zeros_like(tensor) if want else None
+            new(tensor) if want else None
             for tensor, want in zip(projection.tensors(), wanted, strict=True)
         ]
 
@@ -165,7 +173,7 @@ class _Gradients:
             if to_A is not None:
                 chunk.put(to_A, grad_A[:, columns])
             if to_B is not None:
-                chunk.put(to_B, grad_B[:, :, columns])
+                put_columns(to_B, chunk, grad_B[:, columns])
 
 
 def backward_rows(
@@ -185,10 +193,13 @@ def backward_rows(
         x, weights, kept: what `forward_rows` took and gave.
     """
     routing = block.routing
-    sorted_weights = weights.reshape(-1).index_select(0, routing.order)
-    grad_x = x.new_empty(len(routing.token), x.shape[1]) if wanted.x else None
+    sorted_weights = routing.sorted_weights(weights)
+    grad_x = TokenSums(routing, block.at_once(), x, x.shape[1]) if wanted.x else None
     grad_weights = torch.zeros_like(sorted_weights)
-    gate_up, down = _Gradients(block.gate_up, wanted.gate_up), _Gradients(block.down, wanted.down)
+    gate_up, down = (
+        _Gradients(projection, wants, routing.counts)
+        for projection, wants in ((block.gate_up, wanted.gate_up), (block.down, wanted.down))
+    )
     up_bias, down_bias = block.gate_up.bias.to(x.dtype), block.down.bias.to(x.dtype)
     for chunk in block.chunks():
         token = routing.token[chunk.rows]
@@ -207,7 +218,7 @@ def backward_rows(
         gate_up.put_bias(chunk, grad_z, None, block)
         _backward_gate_up(block, chunk, gate_up, grad_z, rows, grad_x)
     return (
-        None if grad_x is None else routing.combine(grad_x),
+        None if grad_x is None else grad_x.total(),
         grad_weights[routing.places] if wanted.weights else None,
         *gate_up.tensors,
         *down.tensors,
@@ -226,14 +237,16 @@ def _backward_down(
 ) -> torch.Tensor:
     """Gradient of the pre-activation; writes those of the routing weights and of down."""
     products, projection = block.products, block.down
-    g = products.project_back(grad, projection.packed, chunk)
+    g = grad.new_empty(len(grad), projection.packed.width)
+    products.project_back(grad, projection.packed, chunk, g)
     factors = factors_of(projection, chunk, block.products, grad)
     if factors is not None:
-        low_grad = products.multiply(grad, factors.B, chunk).mul_(factors.scaling)
+        low_grad = products.multiply(grad, factors.B.transpose(1, 2), chunk).mul_(factors.scaling)
         products.add_product(g, low_grad, factors.A, chunk)
     activation, grad_z = block.gate.backward(g, weight, z)
     torch.sum(g.mul_(activation), dim=1, out=grad_weight)
-    grad_weight.add_((grad * chunk.spread(chunk.pick(bias))).sum(dim=1))
+    column = chunk.pick(bias)[:, :, None].expand(-1, -1, products.rank_multiple).contiguous()
+    grad_weight.add_(products.multiply(grad, column, chunk)[:, 0])
     gradients.put_bias(chunk, grad, weight, block)
     if factors is not None and gradients.wanted():
         low = products.multiply(activation, factors.A.transpose(1, 2), chunk)
@@ -241,7 +254,7 @@ def _backward_down(
         gradients.put_factors(
             chunk,
             products.outer(low_grad * weight, activation, chunk),
-            products.outer(grad, low * weight, chunk),
+            products.outer(low * weight, grad, chunk),
         )
     return grad_z
 
@@ -252,24 +265,24 @@ def _backward_gate_up(
     gradients: _Gradients,
     grad_z: torch.Tensor,
     rows: torch.Tensor,
-    grad_x: torch.Tensor | None,
+    grad_x: TokenSums | None,
 ) -> None:
-    """Writes the gradients of gate_up and of the rows of the input."""
+    """Writes the gradients of gate_up and adds those of the rows of the input."""
     products, projection = block.products, block.gate_up
     factors = factors_of(projection, chunk, block.products, grad_z)
-    dx = None
+    if factors is not None:
+        low_grad = products.multiply(grad_z, factors.B.transpose(1, 2), chunk)
+        low_grad.mul_(factors.scaling)
     if grad_x is not None:
-        dx = grad_x[chunk.rows]
-        dx.copy_(products.project_back(grad_z, projection.packed, chunk))
-    if factors is None:
-        return
-    low_grad = products.multiply(grad_z, factors.B, chunk).mul_(factors.scaling)
-    if dx is not None:
-        products.add_product(dx, low_grad, factors.A, chunk)
-    if gradients.wanted():
+        dx = grad_x.rows(chunk)
+        products.project_back(grad_z, projection.packed, chunk, dx)
+        if factors is not None:
+            products.add_product(dx, low_grad, factors.A, chunk)
+        grad_x.add(chunk, dx)
+    if factors is not None and gradients.wanted():
         low = products.multiply(rows, factors.A.transpose(1, 2), chunk).mul_(factors.scaling)
         gradients.put_factors(
-            chunk, products.outer(low_grad, rows, chunk), products.outer(grad_z, low, chunk)
+            chunk, products.outer(low_grad, rows, chunk), products.outer(low, grad_z, chunk)
         )
 
 

@@ -18,7 +18,9 @@ import torch.nn.functional as F
 from gptoss_ft.model.expert_routing import Chunk
 from gptoss_ft.mxfp4.codec import BLOCK_SIZE, unpack
 
-TILE_VALUES = 1 << 19  # 2 MB of float32, which stays in the cache between unpacking and product
+TILE_VALUES = 1 << 20  # 4 MB of float32, which stay in the cache between unpacking and product
+MANY_ROWS = 128
+TILE_ROWS = 96  # a multiple of the columns that BLAS computes together on common processors
 CHUNK_BYTES = 256 << 20
 GROUPED_ALIGNMENT = 16
 GROUPED_CAPABILITY = (9, 0)
@@ -53,6 +55,17 @@ def deal(rows: torch.Tensor, parts: int) -> torch.Tensor:
     return rows.unflatten(1, (-1, parts)).transpose(1, 2)
 
 
+def tile_rows(packed: Packed, rows: int) -> int:
+    """How many output rows of a matrix to unpack at once for a product with `rows` rows.
+
+    BLAS copies the rows anew for every tile. When they are many, fewer and larger tiles are faster
+    though they stay in the cache less well.
+    """
+    values = TILE_VALUES * torch.get_num_threads() * (1 if rows <= MANY_ROWS else 2)
+    fitting = max(1, values // packed.width)
+    return fitting // TILE_ROWS * TILE_ROWS or fitting
+
+
 class Products(Protocol):
     """What the expert block asks of a device. Rows are those of one chunk, sorted by expert."""
 
@@ -67,8 +80,10 @@ class Products(Protocol):
     def project(self, rows: torch.Tensor, packed: Packed, chunk: Chunk, y: torch.Tensor) -> None:
         """`y = rows @ W.T`, `[n, in] -> [n, out]`."""
 
-    def project_back(self, rows: torch.Tensor, packed: Packed, chunk: Chunk) -> torch.Tensor:
-        """`rows @ W`, `[n, out] -> [n, in]`."""
+    def project_back(
+        self, rows: torch.Tensor, packed: Packed, chunk: Chunk, y: torch.Tensor
+    ) -> None:
+        """`y = rows @ W`, `[n, out] -> [n, in]`."""
 
     def multiply(self, rows: torch.Tensor, matrices: torch.Tensor, chunk: Chunk) -> torch.Tensor:
         """Rows of each expert times its own matrix: `[n, p] x [c, p, q] -> [n, q]`."""
@@ -96,11 +111,12 @@ class TiledProducts:
     def experts_at_once(self, *matrices: Packed) -> int:
         return 1
 
-    def _tiles(self, packed: Packed, expert: int) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Output rows and their weights `[rows, in]`, valid until the next tile."""
+    def _tiles(
+        self, packed: Packed, expert: int, step: int
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
+        """At most `step` output rows and their weights `[rows, in]`, valid until the next tile."""
         blocks, scales, width = packed.blocks[expert], packed.scales[expert], packed.width
         parts, rows = scales.shape[:2]
-        step = max(1, TILE_VALUES * torch.get_num_threads() // width)
         if self._buffer.numel() < min(step, rows) * width:
             self._buffer = torch.empty(min(step, rows) * width, device=scales.device)
         for part in range(parts):
@@ -111,14 +127,14 @@ class TiledProducts:
                 yield slice(part * rows + start, part * rows + stop), tile
 
     def project(self, rows: torch.Tensor, packed: Packed, chunk: Chunk, y: torch.Tensor) -> None:
-        for columns, tile in self._tiles(packed, chunk.experts[0]):
+        for columns, tile in self._tiles(packed, chunk.experts[0], tile_rows(packed, len(rows))):
             torch.mm(rows, tile.T, out=y[:, columns])
 
-    def project_back(self, rows: torch.Tensor, packed: Packed, chunk: Chunk) -> torch.Tensor:
-        y = rows.new_empty(len(rows), packed.width)
-        for columns, tile in self._tiles(packed, chunk.experts[0]):
+    def project_back(
+        self, rows: torch.Tensor, packed: Packed, chunk: Chunk, y: torch.Tensor
+    ) -> None:
+        for columns, tile in self._tiles(packed, chunk.experts[0], tile_rows(packed, len(rows))):
             y.addmm_(rows[:, columns], tile, beta=int(columns.start > 0))
-        return y
 
     def multiply(self, rows: torch.Tensor, matrices: torch.Tensor, chunk: Chunk) -> torch.Tensor:
         return _mm(rows, matrices[0])
@@ -170,8 +186,10 @@ class _ChunkProducts(ABC):
     def project(self, rows: torch.Tensor, packed: Packed, chunk: Chunk, y: torch.Tensor) -> None:
         y.copy_(self.multiply(rows, self._dense(packed, chunk, rows.dtype).transpose(1, 2), chunk))
 
-    def project_back(self, rows: torch.Tensor, packed: Packed, chunk: Chunk) -> torch.Tensor:
-        return self.multiply(rows, self._dense(packed, chunk, rows.dtype), chunk)
+    def project_back(
+        self, rows: torch.Tensor, packed: Packed, chunk: Chunk, y: torch.Tensor
+    ) -> None:
+        y.copy_(self.multiply(rows, self._dense(packed, chunk, rows.dtype), chunk))
 
     @abstractmethod
     def multiply(self, rows: torch.Tensor, matrices: torch.Tensor, chunk: Chunk) -> torch.Tensor:

@@ -85,14 +85,57 @@ class Routing:
                 all_ends[first + 1 : last + 1] - ends[first],
             )
 
-    def combine(self, rows: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
-        """Sum of each token's rows, times `weights` `[tokens, k]`: `[pairs, n] -> [tokens, n]`.
+    def sorted_weights(self, weights: torch.Tensor) -> torch.Tensor:
+        """`[tokens, k]` as `[pairs]`."""
+        return weights.reshape(-1).index_select(0, self.order)
 
-        Each token gathers its rows, which unlike a scatter gives the same bits every time.
-        """
-        if not len(rows):
-            return rows.new_zeros(len(self.places), rows.shape[1])
-        return F.embedding_bag(self.places, rows, mode="sum", per_sample_weights=weights)
+
+class TokenSums:
+    """Sums the rows of each token, with or without weights, and gives the same bits every time.
+
+    The pairs of one expert have different tokens, so where experts come one by one, their rows are
+    added as they come. Those of several experts are kept until each token can gather its own.
+    """
+
+    def __init__(
+        self,
+        routing: Routing,
+        at_once: int,
+        like: torch.Tensor,
+        width: int,
+        weights: torch.Tensor | None = None,
+    ) -> None:
+        """For chunks of `at_once` experts, rows of `width`, and perhaps `weights` `[tokens, k]`."""
+        self._routing, self._weights, self._kept = routing, weights, None
+        if at_once > 1:
+            self._kept = like.new_empty(len(routing.token), width)
+            return
+        self._sums = like.new_zeros(len(routing.places), width)
+        self._sorted = None if weights is None else routing.sorted_weights(weights)[:, None]
+
+    def rows(self, chunk: Chunk) -> torch.Tensor:
+        """Where to write the rows of a chunk, `[n, width]`, before they go to `add`."""
+        if self._kept is not None:
+            return self._kept[chunk.rows]
+        return self._sums.new_empty(chunk.rows.stop - chunk.rows.start, self._sums.shape[1])
+
+    def add(self, chunk: Chunk, rows: torch.Tensor) -> None:
+        """Adds what `rows` gave, which may be overwritten."""
+        if self._kept is not None:
+            return
+        if self._sorted is not None:
+            rows.mul_(self._sorted[chunk.rows])
+        self._sums.index_add_(0, self._routing.token[chunk.rows], rows)
+
+    def total(self) -> torch.Tensor:
+        """The sums, `[tokens, width]`."""
+        if self._kept is None:
+            return self._sums
+        if not len(self._kept):
+            return self._kept.new_zeros(len(self._routing.places), self._kept.shape[1])
+        return F.embedding_bag(
+            self._routing.places, self._kept, mode="sum", per_sample_weights=self._weights
+        )
 
 
 def sort_pairs(router_indices: torch.Tensor, counts: tuple[int, ...]) -> Routing:
