@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -28,6 +28,7 @@ from gptoss_ft.harmony.options import RenderOptions
 from gptoss_ft.harmony.rows import (
     IGNORE,
     Encoded,
+    Head,
     Row,
     Segment,
     Span,
@@ -57,7 +58,6 @@ from gptoss_ft.harmony.vocabulary import (
 __all__ = ["IGNORE", "Action", "RenderOptions", "Renderer", "Row", "Segment"]
 
 SHARED_TEXTS = 512
-NO_HEADER = array("i", [MESSAGE])
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,11 @@ class Renderer:
         self.options = options
         self._shared = lru_cache(maxsize=SHARED_TEXTS)(vocabulary.encode)
         self._block = lru_cache(maxsize=SHARED_TEXTS)(self._encode_block)
+        self._system = lru_cache(maxsize=SHARED_TEXTS)(self._encode_system)
         self._opening = lru_cache(maxsize=SHARED_TEXTS)(self._encode_opening)
-        self._said_headers = {
-            channel: array("i", [*self._channel(channel), MESSAGE])
+        self._plain_head = lru_cache(maxsize=SHARED_TEXTS)(self._head)
+        self._said_heads = {
+            channel: self._head("assistant", self._channel(channel))
             for channel in ("analysis", "commentary", "final")
         }
         self._functions = lru_cache(maxsize=SHARED_TEXTS)(_functions_text)
@@ -188,11 +190,15 @@ class Renderer:
     def _encode(self, conversation: Conversation) -> list[Encoded]:
         """The Harmony messages of a conversation, system block first."""
         effort = conversation.effort or self.options.effort
-        text = system_text(
-            self.options, effort, bool(conversation.tools), conversation.builtin_tools
-        )
+        system = self._system(effort, bool(conversation.tools), conversation.builtin_tools)
         tools = self._functions(_tools_key(conversation.tools)) if conversation.tools else ""
-        return [self._block("system", text), *self._encode_messages(conversation.messages, tools)]
+        return [system, *self._encode_messages(conversation.messages, tools)]
+
+    def _encode_system(
+        self, effort: str, has_functions: bool, builtin_tools: tuple[str, ...]
+    ) -> Encoded:
+        text = system_text(self.options, effort, has_functions, builtin_tools)
+        return self._encode_block("system", text)
 
     def _encode_messages(self, messages: Sequence[Message], tools: str) -> list[Encoded]:
         """The messages of a chat; `tools` goes into the first developer message."""
@@ -202,8 +208,9 @@ class Renderer:
             if message.role in ("system", "developer"):
                 instructions.append(message.content)
                 continue
-            found += self._developer(instructions, tools)
-            instructions, tools = [], ""
+            if instructions or tools:
+                found += self._developer(instructions, tools)
+                instructions, tools = [], ""
             found += self._turn(message)
         return found + self._developer(instructions, tools)
 
@@ -214,23 +221,22 @@ class Renderer:
         text = developer_text("\n\n".join(part for part in instructions if part), tools)
         return [self._block("developer", text)] if text else []
 
-    def _turn(self, message: Message) -> Iterator[Encoded]:
+    def _turn(self, message: Message) -> list[Encoded]:
         """One chat message; an assistant's becomes analysis, preamble or final, and calls."""
         if message.role == "tool":
-            yield self._result(message)
-        elif message.role != "assistant":
-            yield self._encode_block(message.role, message.content)
-        else:
-            if message.thinking:
-                yield self._said("analysis", message.thinking, message.weight)
-            if message.content:
-                channel = "commentary" if message.tool_calls else "final"
-                yield self._said(channel, message.content, message.weight)
-            for call in message.tool_calls:
-                yield self._called(call, message.weight)
+            return [self._result(message)]
+        if message.role != "assistant":
+            return [self._encode_block(message.role, message.content)]
+        found = []
+        if message.thinking:
+            found.append(self._said("analysis", message.thinking, message.weight))
+        if message.content:
+            channel = "commentary" if message.tool_calls else "final"
+            found.append(self._said(channel, message.content, message.weight))
+        return found + [self._called(call, message.weight) for call in message.tool_calls]
 
     def _encode_block(self, role: str, text: str) -> Encoded:
-        return encoded(role, self._opening(role), NO_HEADER, self.vocabulary.encode(text))
+        return encoded(role, self._plain_head(role), self.vocabulary.encode(text))
 
     def _result(self, message: Message) -> Encoded:
         """A tool's result, in the channel in which such a tool is called."""
@@ -238,8 +244,7 @@ class Renderer:
         header = [*self._shared(" to=assistant"), *self._channel(_call_channel(message.builtin))]
         return encoded(
             "tool",
-            self._opening(author),
-            array("i", [*header, MESSAGE]),
+            self._head(author, header),
             self.vocabulary.encode(message.content),
             in_analysis=message.builtin,
         )
@@ -247,8 +252,7 @@ class Renderer:
     def _said(self, channel: str, text: str, weight: float) -> Encoded:
         return encoded(
             channel,
-            self._opening("assistant"),
-            self._said_headers[channel],
+            self._said_heads[channel],
             self.vocabulary.encode(text),
             in_analysis=channel == "analysis",
             weight=weight * self.options.weights.get(channel, 1.0),
@@ -258,8 +262,7 @@ class Renderer:
     def _called(self, call: ToolCall, weight: float) -> Encoded:
         return encoded(
             "tool_call",
-            self._opening("assistant"),
-            self._call_header(call),
+            self._head("assistant", self._call_header(call)),
             self.vocabulary.encode(call.arguments),
             CALL,
             in_analysis=call.builtin,
@@ -267,7 +270,7 @@ class Renderer:
             end_weight=weight,
         )
 
-    def _call_header(self, call: ToolCall) -> array[int]:
+    def _call_header(self, call: ToolCall) -> list[int]:
         channel = _call_channel(call.builtin)
         to = f" to={call.name}" if call.builtin else f" to={FUNCTIONS}.{call.name}"
         if self.options.tool_call_header == "role":
@@ -280,7 +283,7 @@ class Renderer:
             header += [*self._shared(" "), CONSTRAIN, *self._shared("json")]
         elif self.options.constrain == "text":
             header += self._shared(" json")
-        return array("i", [*header, MESSAGE])
+        return header
 
     def _spelled(self, message: SpelledMessage) -> Encoded:
         header: list[int] = []
@@ -288,8 +291,7 @@ class Renderer:
             header += [piece] if isinstance(piece, int) else self._shared(piece)
         return encoded(
             message.kind,
-            self._opening(message.author),
-            array("i", [*header, MESSAGE]),
+            self._head(message.author, header),
             self.vocabulary.encode(message.content),
             CALL if message.kind == "tool_call" else END,
             in_analysis=message.in_analysis,
@@ -299,6 +301,10 @@ class Renderer:
 
     def _encode_opening(self, author: str) -> array[int]:
         return array("i", [START, *self._shared(author)])
+
+    def _head(self, author: str, header: Sequence[int] = ()) -> Head:
+        opening = self._opening(author)
+        return Head(array("i", [*opening, *header, MESSAGE]), len(opening))
 
     def _channel(self, channel: str) -> list[int]:
         return [CHANNEL, *self._shared(channel)]

@@ -64,10 +64,21 @@ class Encoded(NamedTuple):
     end_weight: float = 0.0
 
 
+class Head(NamedTuple):
+    """What stands before the content of a message.
+
+    Attributes:
+        ids: `<|start|>`, the author and the rest of the header, through `<|message|>`.
+        header: where the rest of the header begins.
+    """
+
+    ids: array[int]
+    header: int
+
+
 def encoded(
     channel: str,
-    opening: array[int],
-    header: array[int],
+    head: Head,
     content: array[int],
     closing: int = END,
     *,
@@ -76,10 +87,9 @@ def encoded(
     end_weight: float = 0.0,
 ) -> Encoded:
     """A message from its pieces; history shows its end as `closing`, `<|end|>` or `<|call|>`."""
-    ids = opening + header + content
+    ids = head.ids + content
     ids.append(closing)
-    start = len(opening)
-    return Encoded(channel, ids, start, start + len(header), in_analysis, weight, end_weight)
+    return Encoded(channel, ids, head.header, len(head.ids), in_analysis, weight, end_weight)
 
 
 class Trained(NamedTuple):
@@ -218,11 +228,10 @@ def last_final(messages: Sequence[Encoded], stop: int) -> int:
 
 def trains(messages: Sequence[Encoded], span: Span) -> bool:
     """Whether anything of the action has a weight above 0."""
-    return any(_trained(message) for message in messages[span.first : span.last + 1])
-
-
-def _trained(message: Encoded) -> bool:
-    return message.weight > 0 or message.end_weight > 0
+    return any(
+        message.weight > 0 or message.end_weight > 0
+        for message in messages[span.first : span.last + 1]
+    )
 
 
 def group_spans(messages: Sequence[Encoded], spans: Sequence[Span]) -> Iterator[list[Span]]:
@@ -295,7 +304,8 @@ def _count_finals(messages: Sequence[Encoded], spans: Sequence[Span]) -> tuple[i
     """Trained finals, and those of them without analysis in the same action."""
     finals = bare = 0
     for first, last, _ in spans:
-        if messages[last].channel == "final" and _trained(messages[last]):
+        final = messages[last]
+        if final.channel == "final" and (final.weight > 0 or final.end_weight > 0):
             finals += 1
             bare += all(message.channel != "analysis" for message in messages[first:last])
     return finals, bare
@@ -303,8 +313,8 @@ def _count_finals(messages: Sequence[Encoded], spans: Sequence[Span]) -> tuple[i
 
 def document_row(ids: array[int]) -> Row:
     """Plain text, all of it trained."""
-    nothing = array("i")
-    message = encoded("text", nothing, nothing, ids[:-1], ids[-1], weight=1.0, end_weight=1.0)
+    no_head = Head(array("i"), 0)
+    message = encoded("text", no_head, ids[:-1], ids[-1], weight=1.0, end_weight=1.0)
     return Row([message], [message.ids], [2], _trained_spans([message], [2]))
 
 

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gptoss_ft.harmony.formats.common import (
+    OBJECTS,
+    THINK,
     Placed,
     RowState,
     Use,
@@ -18,6 +20,7 @@ from gptoss_ft.harmony.formats.common import (
     check_keys,
     check_text,
     decoded,
+    is_utf8,
     read_content,
     read_effort,
     read_weight,
@@ -56,6 +59,7 @@ IGNORED_KEYS = (
 )
 # All that most messages have: nothing about their keys needs to be looked at.
 PLAIN_KEYS = {"role", "content"}
+PLAIN_ROLES = ("user", "assistant", "system", "developer")
 ROLE_LIST = ", ".join(ROLES)
 
 
@@ -96,14 +100,35 @@ def read_messages(raw: Any, key: str, state: RowState, use: Use = "trained") -> 
     if not raw:
         mend = "add the messages or delete the row"
         state.refuse(f"`{key}` is empty", key, mend=mend)
-    places = [f"{key}[{i}]" for i in range(len(raw))]
-    read = [_message(item, place, state, use) for item, place in zip(raw, places, strict=True)]
-    return [Placed(p, item) for p, item in zip(places, read, strict=True) if item is not None]
+    placed = []
+    for i, item in enumerate(raw):
+        place = f"{key}[{i}]"
+        message = _plain_message(item, use) or _message(item, place, state, use)
+        if message is not None:
+            placed.append(Placed(place, message))
+    return placed
+
+
+def _plain_message(raw: Any, use: Use) -> Message | None:
+    """A message of a role and a text and nothing else, as most are; else, or if broken, None.
+
+    What it returns is what `_message` would, several times faster.
+    """
+    if type(raw) is not dict or raw.keys() != PLAIN_KEYS:
+        return None
+    role, content = raw["role"], raw["content"]
+    if role not in PLAIN_ROLES or not isinstance(content, str) or not is_utf8(content):
+        return None
+    if role != "assistant":
+        return Message(role, content)
+    if not content or THINK in content:
+        return None
+    return Message(role, content, weight=0.0 if use == "history" else 1.0)
 
 
 def _message(raw: Any, key: str, state: RowState, use: Use) -> Message | None:
     """One message; None when it is so broken that only its problems matter."""
-    if not isinstance(raw, Mapping):
+    if not isinstance(raw, OBJECTS):
         state.refuse("a message is not an object", key, raw, 'write {"role": …, "content": …}')
         return None
     before = len(state.problems)

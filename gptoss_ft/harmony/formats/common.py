@@ -21,6 +21,8 @@ from gptoss_ft.harmony.messages import EFFORTS, Message
 # hold any columns beside ours, so there a name has to come closer.
 MISSPELT = 0.65
 MISSPELT_COLUMN = 0.85
+# What JSON objects may be. Asking for Mapping alone is slow, and nearly all are dicts.
+OBJECTS = (dict, Mapping)
 TEXT_PARTS = ("text",)
 EFFORT_COLUMNS = frozenset(("reasoning_effort", "chat_template_kwargs", "reasoning"))
 THINK, END_THINK = "<think>", "</think>"
@@ -145,11 +147,18 @@ def without_nulls(value: Any) -> Any:
 
 def check_text(text: str, key: str, state: RowState) -> str:
     """Refuse what UTF-8 cannot hold; the text itself comes back unchanged."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
+    if not is_utf8(text):
         state.refuse("the text holds half of a surrogate pair", key, mend="repair the escape")
     return text
+
+
+def is_utf8(text: str) -> bool:
+    """Whether UTF-8 can hold the text; half of a surrogate pair it cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_content(

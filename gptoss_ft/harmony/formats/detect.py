@@ -26,6 +26,7 @@ COLUMNS = (
     ("responses", ("items",)),
     ("text", ("text",)),
 )
+ITEM_LISTS = ("input", "output")
 # The second gives way to the first where a row has the columns of both.
 GIVES_WAY = {"kto": "prompt_completion"}
 
@@ -39,14 +40,15 @@ def detect(row: Mapping[str, Any]) -> str | None:
 def _fitting(row: Mapping[str, Any]) -> list[str]:
     given = {name for name, value in row.items() if value is not None}
     found = [name for name, columns in COLUMNS if given.issuperset(columns)]
-    if "responses" not in found and "instruction" not in given and _has_item_list(row):
+    maybe_items = "responses" not in found and "instruction" not in given
+    if maybe_items and not given.isdisjoint(ITEM_LISTS) and _has_item_list(row):
         found.append("responses")
     beaten = {GIVES_WAY.get(name) for name in found} | ({"text"} if len(found) > 1 else set())
     return [name for name in found if name not in beaten]
 
 
 def _has_item_list(row: Mapping[str, Any]) -> bool:
-    return any(isinstance(decoded(row.get(name)), list) for name in ("input", "output"))
+    return any(isinstance(decoded(row.get(name)), list) for name in ITEM_LISTS)
 
 
 def undetected(row: Mapping[str, Any], where: str) -> Problem:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gptoss_ft.harmony.formats.common import (
+    OBJECTS,
     RowState,
     check_text,
     decoded,
@@ -138,7 +139,7 @@ def _parameters(raw: Any, key: str, state: RowState) -> Mapping[str, Any] | None
 
 
 def _has_filled_nulls(schema: Any) -> bool:
-    if isinstance(schema, Mapping):
+    if isinstance(schema, OBJECTS):
         return any(
             name not in ("default", "const") if value is None else _has_filled_nulls(value)
             for name, value in schema.items()
