@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from random import Random
 
 import pytest
@@ -25,14 +26,17 @@ from gptoss_ft.harmony.options import CHANNELS, RenderOptions
 from gptoss_ft.harmony.preview import preview_row
 from gptoss_ft.harmony.preview_pieces import Piece, blocks, panels, pieces
 from gptoss_ft.harmony.render import Renderer
-from gptoss_ft.harmony.rows import IGNORE, Row, Trained, encoded
+from gptoss_ft.harmony.rows import IGNORE, Head, Row, Trained, encoded
 from gptoss_ft.harmony.vocabulary import END, FIRST_SPECIAL, RETURN
 
 
 def ragged(ids: list[int], weights: list[float]) -> Row:
     """A row whose tokens all weigh something else."""
     pairs = zip(ids, weights, strict=True)
-    messages = [encoded("final", [], [], [], i, weight=1.0, end_weight=w) for i, w in pairs]
+    nothing = array("i")
+    messages = [
+        encoded("final", Head(nothing, 0), nothing, i, weight=1.0, end_weight=w) for i, w in pairs
+    ]
     trained = [Trained(i, i + 1, w, "final") for i, w in enumerate(weights) if w]
     return Row(messages, [message.ids for message in messages], [2] * len(ids), trained, 1, 0)
 
