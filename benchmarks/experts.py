@@ -140,7 +140,7 @@ def cpu_seconds(work: Callable[[], Any]) -> float:
 
 
 def unpack_speeds(packed: PackedExperts, repeats: int) -> dict[str, float]:
-    """GB of float32 per second for each way, on tiles of 1 MB as the CPU loop has them."""
+    """GB of float32 per second for each way, on tiles of 1 MB."""
     width = packed.gate_up_proj.shape[2] * 32
     rows = min((1 << 18) // width, packed.gate_up_proj.shape[1])
     blocks, scales = packed.gate_up_proj[0, :rows], packed.gate_up_proj_scales[0, :rows]

@@ -25,7 +25,7 @@ def expert_B(weight: torch.Tensor, experts: int) -> torch.Tensor:
 
 
 def view_B(weight: torch.Tensor, experts: int) -> torch.Tensor:
-    """`expert_B` without the copy: a view in which experts lie innermost."""
+    """PEFT's `lora_B` `[out, r * E]` as a view `[E, out, r]`, in which experts lie innermost."""
     return weight.unflatten(1, (-1, experts)).permute(2, 0, 1)
 
 

@@ -105,7 +105,15 @@ class TokenSums:
         width: int,
         weights: torch.Tensor | None = None,
     ) -> None:
-        """For chunks of `at_once` experts, rows of `width`, and perhaps `weights` `[tokens, k]`."""
+        """Nothing added yet.
+
+        Args:
+            routing: the pairs.
+            at_once: experts in a chunk, at most.
+            like: a tensor of the dtype and device of rows and sums.
+            width: of a row.
+            weights: `[tokens, k]`, factors of the pairs; None for 1.
+        """
         self._routing, self._weights, self._kept = routing, weights, None
         if at_once > 1:
             self._kept = like.new_empty(len(routing.token), width)

@@ -132,23 +132,20 @@ def _message(raw: Any, key: str, state: RowState, use: Use) -> Message | None:
         state.refuse("a message is not an object", key, raw, 'write {"role": …, "content": …}')
         return None
     before = len(state.problems)
-    is_plain = raw.keys() <= PLAIN_KEYS
-    if not is_plain:
-        _check_keys(raw, key, state)
+    _check_keys(raw, key, state)
     role = raw.get("role")
     if role not in ROLES:
         _refuse_role(role, key, state)
         return None
     content = read_content(raw.get("content"), f"{key}.content", state)
     if role == "assistant":
-        message = _assistant(raw, content or "", key, state, use, is_plain)
+        message = _assistant(raw, content or "", key, state, use)
         said = message.content or message.thinking or message.tool_calls
         if not said and len(state.problems) == before:
             what = "the assistant message has no content, no thinking and no tool_calls"
             state.refuse(what, key, mend="write its answer as `content`, or delete the message")
         return message
-    if not is_plain:
-        _refuse_assistant_keys(raw, role, key, state)
+    _refuse_assistant_keys(raw, role, key, state)
     if content is None:
         if raw.get("content") is None:
             what = f"the {role} message has no content"
@@ -186,11 +183,8 @@ def _refuse_assistant_keys(raw: Mapping[str, Any], role: str, key: str, state: R
 
 
 def _assistant(
-    raw: Mapping[str, Any], content: str, key: str, state: RowState, use: Use, is_plain: bool
+    raw: Mapping[str, Any], content: str, key: str, state: RowState, use: Use
 ) -> Message:
-    if is_plain:
-        thinking, content = split_thinking(content, f"{key}.content", state)
-        return Message("assistant", content, thinking, weight=0.0 if use == "history" else 1.0)
     thinking, content = _thinking(raw, content, key, state)
     weight = read_weight(raw.get("weight"), f"{key}.weight", state)
     if use == "history":
