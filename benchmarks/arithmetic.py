@@ -1,7 +1,8 @@
 """The arithmetic of a training step on its own: its matrix products and nothing around them.
 
-`torch.mm(out=)` in float32 on dense matrices that are there already, with exactly the rows, inner
-sizes and columns that a LoRA step on packed experts has to multiply:
+Float32 products of dense matrices that are there already, by `torch.mm(out=)` or by the faster of
+torch's two libraries (`put_product` of `gptoss_ft.model.matmul`, as in the step), with exactly the
+rows, inner sizes and columns that a LoRA step on packed experts has to multiply:
 
 - frozen matrices twice, by their input forward and by the gradient of their output backward;
 - low-rank factors six times: two forward, two for the gradient of the input, two for their own;
@@ -13,13 +14,16 @@ Attention's products of queries, keys and values are not among them, nor is unpa
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from gptoss_ft.model.matmul import put_product
+
 Product = tuple[int, int, int, bool]  # rows, inner, columns, right factor transposed
+Multiply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]  # out, left, right
 HEAD_SLICES = 16
 
 
@@ -134,22 +138,32 @@ def head_products(shape: StepShape) -> list[Product]:
     return frozen(shape.scored, config["hidden_size"], columns) * HEAD_SLICES
 
 
-def seconds_of(products: Sequence[Product], matrices: Matrices) -> float:
-    """CPU time of the products, one after the other."""
-    operands = [matrices.operands(product) for product in sorted(products, reverse=True)]
-    torch.mm(*operands[0][:2], out=operands[0][2])  # wakes the library
+def by_torch_mm(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """`out = left @ right` by torch's usual library."""
+    torch.mm(left, right, out=out)
+
+
+def seconds_of(
+    products: Sequence[Product], matrices: Matrices, multiply: Multiply = put_product
+) -> float:
+    """CPU time of the products, one after the other, each size once before."""
+    for left, right, out in map(matrices.operands, sorted(set(products), reverse=True)):
+        multiply(out, left, right)
     started = time.process_time()
     for left, right, out in map(matrices.operands, products):
-        torch.mm(left, right, out=out)
+        multiply(out, left, right)
     return time.process_time() - started
 
 
-def step_seconds(shape: StepShape, matrices: Matrices) -> dict[str, float]:
+def step_seconds(
+    shape: StepShape, matrices: Matrices, multiply: Multiply = put_product
+) -> dict[str, float]:
     """CPU time of all products of a step by kind, run once each."""
-    found = {"head": seconds_of(head_products(shape), matrices)}
+    found = {"head": seconds_of(head_products(shape), matrices, multiply)}
     for layer in range(len(shape.counts)):
         for kind, products in layer_products(shape, layer).items():
-            found[kind] = found.get(kind, 0.0) + seconds_of(products, matrices)
+            spent = seconds_of(products, matrices, multiply)
+            found[kind] = found.get(kind, 0.0) + spent
     return found
 
 

@@ -9,7 +9,8 @@ routing weights and both low-rank factors) on one thread, interleaved; ratios ar
   function with the unpacking taken out;
 - `speedup_peft`: stock `GptOssExperts` with grouped_mm under PEFT's `target_parameters`, no
   checkpointing, over ours. Its gradients are compared with ours (`max_rel_grad_error`);
-- `gemm_fraction`: the bare matrix products, `torch.mm(out=)` on dense weights, over ours;
+- `gemm_fraction`: the bare matrix products on dense weights, by the library that ours uses, over
+  ours;
 - `unpack_gb_s`: float32 written per second by each way of unpacking, into a reused buffer.
 
 The last line is one JSON object.
@@ -35,6 +36,7 @@ from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 from gptoss_ft.adapters.experts import register_packed_experts
 from gptoss_ft.model.expert_products import Packed, TiledProducts, deal
 from gptoss_ft.model.experts import PARTS, PackedExperts
+from gptoss_ft.model.matmul import put_product
 from gptoss_ft.mxfp4.codec import floor_scales, pack, unpack, unpack_by_table
 from gptoss_ft.mxfp4.kernel import SWITCH, compiled_kernel
 
@@ -124,10 +126,10 @@ def bare_products(counts: list[int], weights: dict[int, torch.Tensor]) -> Callab
     def run() -> None:
         for expert, n in enumerate(counts):
             gate_up, down = weights[2][expert], weights[1][expert]
-            torch.mm(x[:n], gate_up.T, out=z[:n])
-            torch.mm(x[:n], down.T, out=dx[:n])
-            torch.mm(x[:n], down, out=dx[:n])
-            torch.mm(z[:n], gate_up, out=dx[:n])
+            put_product(z[:n], x[:n], gate_up.T)
+            put_product(dx[:n], x[:n], down.T)
+            put_product(dx[:n], x[:n], down)
+            put_product(dx[:n], z[:n], gate_up)
 
     return run
 

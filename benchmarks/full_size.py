@@ -14,8 +14,10 @@ every expert is hit in every layer; `experts_hit` counts (layer, expert) pairs, 
 - `cpu_s`, `wall_s`: of the step, all threads; `breakdown_s` says where the CPU time goes;
 - `system_s`: how much of `cpu_s` the kernel spent, on page faults and reading;
 - `over_gemm`: `cpu_s` over the CPU time of the step's own matrix products alone (`gemm_s`: frozen
-  matrices, low-rank factors, head), measured right before and right after the step on `SAMPLED` of
-  its layers, the mean of both; `over_frozen_gemm` leaves the low-rank products out;
+  matrices, low-rank factors, head) by `torch.mm`, measured right before and right after the step on
+  `SAMPLED` of its layers, the mean of both; `over_frozen_gemm` leaves the low-rank products out;
+- `over_fastest_gemm`, `fastest_gemm_s`: the same by the faster of torch's two libraries, which the
+  step uses too;
 - `anon_gib`: peak of memory that must stay; `file_gib`: peak of mapped file pages, which the kernel
   may drop; `rss_gib`: peak of both together; `loaded_anon_gib`: before the first step;
   `layer_anon_gib`: what the forward pass of a layer leaves for the backward pass;
@@ -42,13 +44,14 @@ from typing import Any
 
 import datasets
 import torch
-from arithmetic import Matrices, StepShape, step_seconds
+from arithmetic import Matrices, Multiply, StepShape, by_torch_mm, step_seconds
 from laps import Laps, attach, memory_after_layers, memory_gib, memory_watch, routed_pairs
 from measure import settings_from, with_huge_pages
 from synthetic import SHAPES, drop_from_cache, released_config, write_synthetic
 from trainers import our_trainer, say, stepper
 
 from gptoss_ft.model.experts import PackedExperts
+from gptoss_ft.model.matmul import put_product
 
 SAMPLED = 4
 DEFAULTS = {
@@ -115,13 +118,13 @@ def measured_step(trainer: Any, decoder: Any, experts: int) -> dict[str, Any]:
     }
 
 
-def bare_products(shape: StepShape) -> dict[str, float]:
+def bare_products(shape: StepShape, multiply: Multiply) -> dict[str, float]:
     """CPU seconds of the products of a step by kind, from `SAMPLED` layers evenly spread."""
     say("the step's matrix products alone")
     layers = len(shape.counts)
     sampled = [shape.counts[i * layers // SAMPLED] for i in range(min(SAMPLED, layers))]
     sample = StepShape(shape.config, sampled, shape.tokens, shape.scored, shape.rank)
-    found = step_seconds(sample, Matrices())
+    found = step_seconds(sample, Matrices(), multiply)
     factor = layers / len(sampled)
     return {kind: s * (1 if kind == "head" else factor) for kind, s in found.items()}
 
@@ -163,21 +166,27 @@ def run(folder: Path, config: dict[str, Any], settings: dict[str, int]) -> dict[
     loaded_gib = memory_gib()["anon"]
     tokens = settings["tokens"]
 
-    def products(counts: list[list[int]]) -> dict[str, float]:
-        return bare_products(StepShape(config, counts, tokens, tokens // 2, settings["rank"]))
+    def products(counts: list[list[int]]) -> list[dict[str, float]]:
+        shape = StepShape(config, counts, tokens, tokens // 2, settings["rank"])
+        return [bare_products(shape, multiply) for multiply in (by_torch_mm, put_product)]
 
     before = products(even_counts(config, tokens))
     result = measured_step(trainer, decoder, config["num_local_experts"])
     counts, after_layers = result.pop("counts"), result.pop("after_layers")
     after = products(counts)
-    gemm = {kind: (before[kind] + after[kind]) / 2 for kind in after}
+    gemm, fastest = (
+        {kind: (early[kind] + late[kind]) / 2 for kind in late}
+        for early, late in zip(before, after, strict=True)
+    )
     low_rank = gemm["low_rank"]
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     return {
         **result,
         "over_gemm": round(result["cpu_s"] / sum(gemm.values()), 3),
         "over_frozen_gemm": round(result["cpu_s"] / (sum(gemm.values()) - low_rank), 3),
+        "over_fastest_gemm": round(result["cpu_s"] / sum(fastest.values()), 3),
         "gemm_s": {kind: round(value, 2) for kind, value in gemm.items()},
+        "fastest_gemm_s": {kind: round(value, 2) for kind, value in fastest.items()},
         "experts_hit": sum(count > 0 for layer in counts for count in layer),
         "experts": sum(map(len, counts)),
         "tokens_per_s": round(tokens / result["wall_s"], 3),

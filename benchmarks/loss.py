@@ -31,6 +31,7 @@ from measure import in_own_process, interleaved, medians, peak_gib, ratio, setti
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
 from gptoss_ft.model.loss import weighted_loss
+from gptoss_ft.model.matmul import add_product, put_product
 from gptoss_ft.model.token_scores import CPU_SLICE
 
 DEFAULTS = {"tokens": 512, "hidden": 1024, "vocabulary": 201_088, "trained": 50, "repeats": 5}
@@ -128,8 +129,8 @@ def bare_products(case: Case) -> Callable[[], None]:
     def run() -> None:
         for part in head.split(CPU_SLICE):
             out = logits[: rows * len(part)].view(rows, len(part))
-            torch.mm(hidden, part.T, out=out)
-            total.addmm_(out, part)
+            put_product(out, hidden, part.T)
+            add_product(total, out, part)
 
     return run
 

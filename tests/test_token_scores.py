@@ -56,5 +56,7 @@ def test_scores_and_gradient_equal_those_of_all_logits(
     assert torch.equal(few, found.log_probs.detach()) and torch.equal(is_top1, found.is_top1)
     (mine,) = torch.autograd.grad(found.log_probs, ours, upstream)
     (reference,) = torch.autograd.grad(expected.log_probs, theirs, upstream.double())
-    assert (mine - reference).norm() <= 1e-4 * reference.norm()
+    # A difference of rows of the head, which may cancel to nothing but their rounding.
+    rounding = 1e-6 * float(upstream.norm())
+    assert (mine - reference).norm() <= 1e-4 * reference.norm() + rounding
     assert not any(score.requires_grad for score in found[1:])

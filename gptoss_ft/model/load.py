@@ -13,7 +13,11 @@ import torch
 from torch import nn
 from transformers import GptOssConfig, PreTrainedModel
 from transformers.core_model_loading import WeightRenaming
-from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts, GptOssTopKRouter
+from transformers.models.gpt_oss.modeling_gpt_oss import (
+    GptOssExperts,
+    GptOssRMSNorm,
+    GptOssTopKRouter,
+)
 from transformers.quantizers import register_quantization_config, register_quantizer
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.base import HfQuantizer
@@ -25,6 +29,7 @@ from gptoss_ft.model.attention import SINK_ATTENTION, register_sink_attention
 from gptoss_ft.model.causal_lm import WeightedGptOss
 from gptoss_ft.model.checkpoint import Checkpoint
 from gptoss_ft.model.experts import PackedExperts
+from gptoss_ft.model.norm import FrozenNorm
 from gptoss_ft.model.prefetch import prefetch_layers
 from gptoss_ft.model.storage import StoredEmbedding, StoredLinear, StoredRouter
 
@@ -83,6 +88,8 @@ def _replacement(child: nn.Module, config: GptOssConfig) -> nn.Module | None:
         return PackedExperts(config)
     if isinstance(child, GptOssTopKRouter):
         return StoredRouter(config)
+    if isinstance(child, GptOssRMSNorm):
+        return FrozenNorm(child.weight.shape[0], child.variance_epsilon)
     if isinstance(child, nn.Linear):
         return StoredLinear(child.in_features, child.out_features, bias=child.bias is not None)
     if isinstance(child, nn.Embedding):

@@ -16,29 +16,64 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssTopKRouter
 
-ROWS_AT_ONCE = 16_384
+from gptoss_ft.model.matmul import put_product
+
+TILE_VALUES = 1 << 19  # converted at once: 2 MB of float32, which stay in the cache
 
 
 class _FrozenLinear(torch.autograd.Function):
-    """`x @ weight.T` for a weight that is never trained itself; its gradient is not formed."""
+    """`x @ weight.T + bias`, neither of which is ever trained itself; no gradients of theirs."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
         ctx.save_for_backward(weight)
-        if weight.dtype == x.dtype:
-            return x @ weight.T
-        # The head in slices: a converted copy of all of it would be paged in anew on every call.
-        return torch.cat([x @ rows.to(x.dtype).T for rows in weight.split(ROWS_AT_ONCE)], dim=-1)
+        y = _times(x, weight.T)
+        return y if bias is None else y.add_(bias.to(x.dtype))
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (weight,) = ctx.saved_tensors
-        return grad @ weight.to(grad.dtype), None
+        return _times(grad, weight), None, None
+
+
+def _times(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """`[..., k] x [k, m] -> [..., m]` in the dtype of `x`.
+
+    On a CPU the matrix is converted some columns at a time into one buffer: a copy of all of it
+    would have its pages faulted in anew on every call.
+    """
+    if x.device.type != "cpu":
+        return x @ matrix.to(x.dtype)
+    rows, (inner, columns) = x.flatten(0, -2), matrix.shape
+    y = rows.new_empty(len(rows), columns)
+    if matrix.dtype == x.dtype:
+        put_product(y, rows, matrix)
+    else:
+        step = max(1, TILE_VALUES * torch.get_num_threads() // inner)
+        buffer = x.new_empty(inner * min(step, columns))
+        for tile, place in zip(matrix.split(step, dim=1), y.split(step, dim=1), strict=True):
+            put_product(place, rows, _converted(tile, buffer))
+    return y.view(*x.shape[:-1], columns)
+
+
+def _converted(tile: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
+    """A copy in the dtype of `buffer` and in it, valid until the next; rows stay rows."""
+    room = buffer[: tile.numel()]
+    if tile.stride(0) == 1:
+        return room.view(tile.shape[::-1]).copy_(tile.T).T
+    return room.view(tile.shape).copy_(tile)
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """`F.linear` in the dtype of `x`, `[..., in] -> [..., out]`; gradients as usual."""
-    y = F.linear(x, weight.to(x.dtype)) if weight.requires_grad else _FrozenLinear.apply(x, weight)
+    if not weight.requires_grad and not (bias is not None and bias.requires_grad):
+        return _FrozenLinear.apply(x, weight, bias)
+    if weight.requires_grad:
+        y = F.linear(x, weight.to(x.dtype))
+    else:
+        y = _FrozenLinear.apply(x, weight, None)
     return y if bias is None else y + bias.to(x.dtype)
 
 

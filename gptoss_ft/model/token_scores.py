@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
+from gptoss_ft.model.matmul import add_product, put_product
+
 # With the vocabulary's slice this bounds the logits that exist together.
 ROWS_AT_ONCE = 2_048
 # On a CPU a slice's logits should stay in the cache from one pass to the next; on a GPU a slice
@@ -215,19 +217,19 @@ def _softmax(
 
 def _multiply(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> None:
     """`out = left @ right`, float32 whatever the dtype of the factors, never rounded to it."""
-    if left.dtype == torch.float32:
+    if left.device.type == "cpu":
+        put_product(out, left.float(), right.float())
+    elif left.dtype == torch.float32:
         torch.mm(left, right, out=out)
-    elif left.device.type == "cpu":
-        torch.mm(left.float(), right.float(), out=out)
     else:
         torch.mm(left, right, out_dtype=torch.float32, out=out)
 
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
     """`total += left @ right` in float32 as in `_multiply`."""
-    if left.dtype == torch.float32:
+    if left.device.type == "cpu":
+        add_product(total, left.float(), right.float())
+    elif left.dtype == torch.float32:
         total.addmm_(left, right)
-    elif left.device.type == "cpu":
-        total.addmm_(left.float(), right.float())
     else:
         torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
