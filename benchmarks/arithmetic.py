@@ -146,9 +146,9 @@ def by_torch_mm(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> N
 def seconds_of(
     products: Sequence[Product], matrices: Matrices, multiply: Multiply = put_product
 ) -> float:
-    """CPU time of the products, one after the other, each size once before."""
-    for left, right, out in map(matrices.operands, sorted(set(products), reverse=True)):
-        multiply(out, left, right)
+    """CPU time of the products, one after the other."""
+    operands = [matrices.operands(product) for product in sorted(products, reverse=True)]
+    multiply(operands[0][2], *operands[0][:2])  # wakes the library
     started = time.process_time()
     for left, right, out in map(matrices.operands, products):
         multiply(out, left, right)
