@@ -8,8 +8,9 @@ experts. One of tokens (128 to 2,048), experts (8 to 128) and rank (8 to 64) var
 those of `BASE`. The vocabulary is small so that the head does not hide the rest.
 
 The arithmetic, in the same process and interleaved with the steps: all matrix products (see
-`arithmetic.py`) with attention's, unpacking of every expert that is hit, forward and backward, into
-one buffer, and clipping and AdamW on the adapter's parameters.
+`arithmetic.py`), by the library that the step uses, with attention's, unpacking of every expert
+that is hit, forward and backward, into one buffer, and clipping and AdamW on the adapter's
+parameters.
 
 `exponent` is the least-squares slope of log cost over log value, `arithmetic_exponent` that of the
 arithmetic, `excess` their difference. Exits with 1 if one is above `TOLERANCE`, which is a tenth

@@ -43,7 +43,7 @@ LAYOUTS = st.sampled_from(["contiguous", "transposed", "strided"])
 @pytest.mark.parametrize("has_onednn", [True, False])
 @settings(max_examples=40, deadline=None)
 @given(
-    rows=st.integers(0, 40),
+    rows=st.integers(0, 200),
     inner=st.integers(1, 70),
     columns=st.integers(1, 70),
     layouts=st.tuples(LAYOUTS, LAYOUTS),

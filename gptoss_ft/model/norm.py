@@ -14,7 +14,7 @@ from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRMSNorm
 
 
 class _FrozenNorm(torch.autograd.Function):
-    """`weight * x / sqrt(mean(x ** 2) + eps)` in float32, in the dtype of `x` afterwards."""
+    """`weight * x / sqrt(mean(x ** 2) + eps)`, `[..., hidden]`, the weight `[hidden]`."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -38,6 +38,7 @@ class FrozenNorm(GptOssRMSNorm):
     """Takes the place of transformers' norm; as that one where the weight is trained after all."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`[..., hidden]` in any floating dtype, which the result has too; float32 in between."""
         if self.weight.requires_grad:
             return super().forward(hidden_states)
         return _FrozenNorm.apply(hidden_states, self.weight, self.variance_epsilon)

@@ -22,20 +22,28 @@ TILE_VALUES = 1 << 19  # converted at once: 2 MB of float32, which stay in the c
 
 
 class _FrozenLinear(torch.autograd.Function):
-    """`x @ weight.T + bias`, neither of which is ever trained itself; no gradients of theirs."""
+    """`x @ weight.T + bias` for a weight that is never trained itself; it gets no gradient.
+
+    x is `[..., in]`, the weight `[out, in]`, the bias `[out]` or None; computed in the dtype of x.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
         ctx.save_for_backward(weight)
+        ctx.bias_dtype = None if bias is None else bias.dtype
         y = _times(x, weight.T)
         return y if bias is None else y.add_(bias.to(x.dtype))
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(
+        ctx: Any, grad: torch.Tensor
+    ) -> tuple[torch.Tensor | None, None, torch.Tensor | None]:
         (weight,) = ctx.saved_tensors
-        return _times(grad, weight), None, None
+        needs_x, _, needs_bias = ctx.needs_input_grad
+        grad_bias = grad.flatten(0, -2).sum(0).to(ctx.bias_dtype) if needs_bias else None
+        return _times(grad, weight) if needs_x else None, None, grad_bias
 
 
 def _times(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
@@ -68,12 +76,9 @@ def _converted(tile: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """`F.linear` in the dtype of `x`, `[..., in] -> [..., out]`; gradients as usual."""
-    if not weight.requires_grad and not (bias is not None and bias.requires_grad):
+    if not weight.requires_grad:
         return _FrozenLinear.apply(x, weight, bias)
-    if weight.requires_grad:
-        y = F.linear(x, weight.to(x.dtype))
-    else:
-        y = _FrozenLinear.apply(x, weight, None)
+    y = F.linear(x, weight.to(x.dtype))
     return y if bias is None else y + bias.to(x.dtype)
 
 
