@@ -8,16 +8,18 @@ the end), maps them through `load_model`, adds adapters of `rank` on q, k, v, o 
 and takes an optimizer step with our trainer: forward, backward, clipping, AdamW, half of the tokens
 trained. Another step on as many tokens comes first, so that the measured one is like any later one:
 AdamW's moments exist, and the files are mapped. With cold=1 it has two tokens and maps little.
-Routing is spread by the weights (see `synthetic.py`), so that
-every expert is hit in every layer; `experts_hit` counts (layer, expert) pairs, of `experts`.
+Routing is spread by the weights (see `synthetic.py`), so that every expert is hit in every layer;
+`experts_hit` counts (layer, expert) pairs, of `experts`.
 
 - `cpu_s`, `wall_s`: of the step, all threads; `breakdown_s` says where the CPU time goes;
-- `system_s`: how much of `cpu_s` the kernel spent, on page faults and reading;
+- `system_s`: how much of `cpu_s` the kernel spent, on page faults and reading. A virtual machine
+  may give memory that has been free for some seconds back to its host; a step of a minute then
+  pays for getting it again, with all of its activations;
 - `over_gemm`: `cpu_s` over the CPU time of the step's own matrix products alone (`gemm_s`: frozen
   matrices, low-rank factors, head) by `torch.mm`, measured right before and right after the step on
   `SAMPLED` of its layers, the mean of both; `over_frozen_gemm` leaves the low-rank products out;
 - `over_fastest_gemm`, `fastest_gemm_s`: the same by the faster of torch's two libraries, which the
-  step uses too;
+  step uses too; `user_over_fastest_gemm` without `system_s`;
 - `anon_gib`: peak of memory that must stay; `file_gib`: peak of mapped file pages, which the kernel
   may drop; `rss_gib`: peak of both together; `loaded_anon_gib`: before the first step;
   `layer_anon_gib`: what the forward pass of a layer leaves for the backward pass;
@@ -180,13 +182,14 @@ def run(folder: Path, config: dict[str, Any], settings: dict[str, int]) -> dict[
         {kind: (early[kind] + late[kind]) / 2 for kind in late}
         for early, late in zip(before, after, strict=True)
     )
-    low_rank = gemm["low_rank"]
+    low_rank, user = gemm["low_rank"], result["cpu_s"] - result["system_s"]
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     return {
         **result,
         "over_gemm": round(result["cpu_s"] / sum(gemm.values()), 3),
         "over_frozen_gemm": round(result["cpu_s"] / (sum(gemm.values()) - low_rank), 3),
         "over_fastest_gemm": round(result["cpu_s"] / sum(fastest.values()), 3),
+        "user_over_fastest_gemm": round(user / sum(fastest.values()), 3),
         "gemm_s": {kind: round(value, 2) for kind, value in gemm.items()},
         "fastest_gemm_s": {kind: round(value, 2) for kind, value in fastest.items()},
         "experts_hit": sum(count > 0 for layer in counts for count in layer),

@@ -146,12 +146,15 @@ def _tokens_note(entries: Mapping[str, Entry]) -> list[str]:
         return (long["tokens"] / seconds(long)) / (short["tokens"] / seconds(short))
 
     by_cpu = gain(lambda result: result["cpu_s"])
+    by_user = gain(lambda result: result["cpu_s"] - result["system_s"])
     by_products = gain(lambda result: sum(result["fastest_gemm_s"].values()))
     return [
         f"Tokens per second at {long['tokens']:,} over {short['tokens']:,} tokens: {by_cpu:.2f} by "
-        f"CPU time, {gain(lambda result: result['wall_s']):.2f} by the clock; target "
-        f"≥ {FASTER_WITH_TOKENS}, {_yes(by_cpu >= FASTER_WITH_TOKENS)}. The matrix products alone "
-        f"gain {by_products:.2f} from the longer batch on this machine, which is the limit.\n"
+        f"CPU time, {gain(lambda result: result['wall_s']):.2f} by the clock, {by_user:.2f} "
+        f"without the kernel's part; target ≥ {FASTER_WITH_TOKENS}, "
+        f"{_yes(by_cpu >= FASTER_WITH_TOKENS)}. "
+        f"The matrix products alone gain {by_products:.2f} from the longer batch on this machine, "
+        "which is the limit.\n"
     ]
 
 

@@ -7,7 +7,11 @@ and every expert) on a mid-sized model of the released layout whose routing is s
 experts. One of tokens (128 to 2,048), experts (8 to 128) and rank (8 to 64) varies, the others are
 those of `BASE`. The vocabulary is small so that the head does not hide the rest.
 
-The arithmetic, in the same process and interleaved with the steps: all matrix products (see
+Steps follow one another as in training, so that each takes over the memory that the one before has
+freed; the first `UNCOUNTED` are left out. (A virtual machine may give memory that has been free for
+some seconds back to its host, and getting it again costs much more than clearing it.)
+
+The arithmetic, in the same process right before and right after the steps: all matrix products (see
 `arithmetic.py`), by the library that the step uses, with attention's, unpacking of every expert
 that is hit, forward and backward, into one buffer, and clipping and AdamW on the adapter's
 parameters.
@@ -51,6 +55,7 @@ AXES = {
     "experts": (8, 16, 32, 64, 128),
     "rank": (8, 16, 32, 64),
 }
+UNCOUNTED = 2
 TOLERANCE = 0.04  # 16 ** 0.04 = 1.12
 Point = dict[str, int]
 
@@ -93,8 +98,7 @@ def measure_point(trainer: Any, config: dict[str, Any], point: Point, repeats: i
     scored = point["tokens"] // 2
     shape = StepShape(config, [list(c) for c in counts], point["tokens"], scored, point["rank"])
     matrices, update = Matrices(), update_of(trainer)
-    sides = {
-        "step": lambda: step(batch),
+    arithmetic: dict[str, Callable[[], Any]] = {
         "products": lambda: [
             step_seconds(shape, matrices),
             seconds_of(score_products(shape), matrices),
@@ -102,9 +106,12 @@ def measure_point(trainer: Any, config: dict[str, Any], point: Point, repeats: i
         "unpack": lambda: unpack_hit(trainer.model, shape),
         "update": update,
     }
-    for name in ("products", "unpack", "update"):
-        sides[name]()
-    return medians(interleaved(sides, repeats))
+    for work in arithmetic.values():
+        work()
+    before = interleaved(arithmetic, repeats)
+    steps = interleaved({"step": lambda: step(batch)}, UNCOUNTED + repeats)["step"][UNCOUNTED:]
+    after = interleaved(arithmetic, repeats)
+    return medians({"step": steps, **{name: before[name] + after[name] for name in arithmetic}})
 
 
 def unpack_hit(model: torch.nn.Module, shape: StepShape) -> None:
