@@ -1,24 +1,26 @@
 """How a training step's cost grows with tokens, experts and rank, against its bare arithmetic.
 
-    python benchmarks/scaling.py [hidden=1024] [layers=4] [vocabulary=16384] [repeats=3] [threads=1]
+    python benchmarks/scaling.py [hidden=1024] [layers=4] [vocabulary=16384] [repeats=5] [threads=1]
+                                 [tokens=N experts=N rank=N]
 
 CPU seconds of an optimizer step of our trainer (half of the tokens trained, adapters on q, k, v, o
 and every expert) on a mid-sized model of the released layout whose routing is spread over all
 experts. One of tokens (128 to 2,048), experts (8 to 128) and rank (8 to 64) varies, the others are
-those of `BASE`. The vocabulary is small so that the head does not hide the rest.
+those of `BASE`. The vocabulary is small so that the head does not hide the rest. Every point has a
+process of its own; with tokens, experts and rank given, only that one is measured.
 
 Steps follow one another as in training, so that each takes over the memory that the one before has
-freed; the first `UNCOUNTED` are left out. (A virtual machine may give memory that has been free for
-some seconds back to its host, and getting it again costs much more than clearing it.)
+freed: in every repeat `UNCOUNTED` come first. (A virtual machine may give memory that has been free
+for some seconds back to its host, and getting it again costs much more than clearing it.)
 
-The arithmetic, in the same process right before and right after the steps: all matrix products (see
-`arithmetic.py`), by the library that the step uses, with attention's, unpacking of every expert
-that is hit, forward and backward, into one buffer, and clipping and AdamW on the adapter's
-parameters.
+The arithmetic, in the same process right after the step: all matrix products (see `arithmetic.py`),
+by the library that the step uses, with attention's, unpacking of every expert that is hit, forward
+and backward, into one buffer, and clipping and AdamW on the adapter's parameters.
 
 `exponent` is the least-squares slope of log cost over log value, `arithmetic_exponent` that of the
-arithmetic, `excess` their difference. Exits with 1 if one is above `TOLERANCE`, which is a tenth
-over the whole range. The last line is one JSON object.
+arithmetic, `excess` that of `over_arithmetic`, the median over the repeats of step over arithmetic.
+Exits with 1 if one is above `TOLERANCE`, which is a tenth over the whole range. The last line is
+one JSON object.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ import signal
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,7 @@ import torch
 from arithmetic import Matrices, StepShape, score_products, seconds_of, step_seconds
 from full_size import row_of
 from laps import routed_pairs
-from measure import interleaved, medians, settings_from, with_huge_pages
+from measure import Times, in_own_process, interleaved, settings_from, with_huge_pages
 from synthetic import write_synthetic
 from trainers import our_trainer, say, stepper
 
@@ -48,13 +50,14 @@ from gptoss_ft.model.experts import PackedExperts
 from gptoss_ft.model.tiny import TinyOptions, tiny_config
 from gptoss_ft.mxfp4.codec import unpack
 
-DEFAULTS = {"hidden": 1024, "layers": 4, "vocabulary": 16_384, "repeats": 3, "threads": 1}
+DEFAULTS = {"hidden": 1024, "layers": 4, "vocabulary": 16_384, "repeats": 5, "threads": 1}
 BASE = {"tokens": 512, "experts": 32, "rank": 8}
 AXES = {
     "tokens": (128, 256, 512, 1024, 2048),
     "experts": (8, 16, 32, 64, 128),
     "rank": (8, 16, 32, 64),
 }
+ARITHMETIC = ("products", "unpack", "update")
 UNCOUNTED = 2
 TOLERANCE = 0.04  # 16 ** 0.04 = 1.12
 Point = dict[str, int]
@@ -88,8 +91,8 @@ def built(point: Point, config: dict[str, Any]) -> Iterator[Any]:
         yield our_trainer(Path(folder), rows, point["rank"])
 
 
-def measure_point(trainer: Any, config: dict[str, Any], point: Point, repeats: int) -> Any:
-    """Median CPU seconds of the step and of its arithmetic."""
+def measure_point(trainer: Any, config: dict[str, Any], point: Point, repeats: int) -> Times:
+    """CPU seconds of the step and of the parts of its arithmetic, in every repeat."""
     row = row_of(point["tokens"], seed=2, vocabulary=config["vocab_size"])
     batch = trainer.data_collator([row])
     counts = routed_pairs(trainer.model.get_base_model().model, point["experts"])
@@ -98,7 +101,9 @@ def measure_point(trainer: Any, config: dict[str, Any], point: Point, repeats: i
     scored = point["tokens"] // 2
     shape = StepShape(config, [list(c) for c in counts], point["tokens"], scored, point["rank"])
     matrices, update = Matrices(), update_of(trainer)
-    arithmetic: dict[str, Callable[[], Any]] = {
+    sides: dict[str, Callable[[], Any]] = {
+        "earlier steps": lambda: [step(batch) for _ in range(UNCOUNTED)],
+        "step": lambda: step(batch),
         "products": lambda: [
             step_seconds(shape, matrices),
             seconds_of(score_products(shape), matrices),
@@ -106,12 +111,9 @@ def measure_point(trainer: Any, config: dict[str, Any], point: Point, repeats: i
         "unpack": lambda: unpack_hit(trainer.model, shape),
         "update": update,
     }
-    for work in arithmetic.values():
-        work()
-    before = interleaved(arithmetic, repeats)
-    steps = interleaved({"step": lambda: step(batch)}, UNCOUNTED + repeats)["step"][UNCOUNTED:]
-    after = interleaved(arithmetic, repeats)
-    return medians({"step": steps, **{name: before[name] + after[name] for name in arithmetic}})
+    for name in ARITHMETIC:
+        sides[name]()
+    return interleaved(sides, repeats)
 
 
 def unpack_hit(model: torch.nn.Module, shape: StepShape) -> None:
@@ -150,38 +152,60 @@ def slope(values: list[int], seconds: list[float]) -> float:
     return statistics.linear_regression([math.log(v) for v in values], logs).slope
 
 
-def axis_result(axis: str, measured: list[dict[str, float]]) -> dict[str, Any]:
+def axis_result(axis: str, measured: Sequence[Times]) -> dict[str, Any]:
     """Table and exponents of one axis."""
     values = list(AXES[axis])
-    steps = [point["step"] for point in measured]
-    bare = [point["products"] + point["unpack"] + point["update"] for point in measured]
-    exponents = slope(values, steps), slope(values, bare)
-    return {
-        "values": values,
-        "cpu_s": steps,
-        "arithmetic_s": [round(seconds, 4) for seconds in bare],
-        "over_arithmetic": [round(s / b, 3) for s, b in zip(steps, bare, strict=True)],
-        "exponent": round(exponents[0], 3),
-        "arithmetic_exponent": round(exponents[1], 3),
-        "excess": round(exponents[0] - exponents[1], 3),
+    bare = [
+        [sum(parts) for parts in zip(*(point[name] for name in ARITHMETIC), strict=True)]
+        for point in measured
+    ]
+    over = [
+        statistics.median(s / b for s, b in zip(point["step"], seconds, strict=True))
+        for point, seconds in zip(measured, bare, strict=True)
+    ]
+    columns = {
+        "cpu_s": [statistics.median(point["step"]) for point in measured],
+        "arithmetic_s": [statistics.median(seconds) for seconds in bare],
+        "over_arithmetic": over,
     }
+    exponents = {
+        name: round(slope(values, column), 3)
+        for name, column in zip(
+            ("exponent", "arithmetic_exponent", "excess"), columns.values(), strict=True
+        )
+    }
+    rounded = {name: [round(value, 4) for value in column] for name, column in columns.items()}
+    return {"values": values, **rounded, **exponents}
 
 
-def main() -> None:
-    """Runs the benchmark and prints its result."""
-    with_huge_pages()
-    settings = settings_from(sys.argv[1:], DEFAULTS)
+def alone(point: Point, settings: dict[str, int]) -> Times:
+    """`measure_point` on a model of the point's shape."""
     torch.set_num_threads(settings["threads"])
     # The weights go with the process, however it is told to end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    measured: dict[tuple[int, ...], dict[str, float]] = {}
+    config = config_of(point, settings)
+    with built(point, config) as trainer:
+        return measure_point(trainer, config, point, settings["repeats"])
+
+
+def main() -> None:
+    """Runs the benchmark, or one point of it, and prints the result."""
+    with_huge_pages()
+    given = settings_from(sys.argv[1:], {**dict.fromkeys(BASE, 0), **DEFAULTS})
+    settings = {name: given[name] for name in DEFAULTS}
+    point = {name: given[name] for name in BASE}
+    if all(point.values()):
+        print(json.dumps(alone(point, settings)))
+        return
+    if any(point.values()):
+        raise SystemExit(f"one point needs all of {', '.join(BASE)}")
+    measured: dict[tuple[int, ...], Times] = {}
     for point in [point for found in points().values() for point in found]:
         key = tuple(point.values())
         if key not in measured:
             say(f"measuring {point}")
-            config = config_of(point, settings)
-            with built(point, config) as trainer:
-                measured[key] = measure_point(trainer, config, point, settings["repeats"])
+            arguments = [f"{name}={value}" for name, value in {**point, **settings}.items()]
+            measured[key] = in_own_process(__file__, *arguments)
     axes = {
         axis: axis_result(axis, [measured[tuple(point.values())] for point in found])
         for axis, found in points().items()
