@@ -59,6 +59,12 @@ def _overview(entries: Mapping[str, Entry]) -> str:
         for target, value in _targets(benchmark, entries.get(benchmark.name))
         if not target.met(value)
     ]
+    gain = _tokens_gain(entries, lambda result: result["cpu_s"])
+    if gain is not None and gain < FASTER_WITH_TOKENS:
+        missed.append(
+            f"- gpt-oss-20b at full size: tokens per second of the long step over the short one's, "
+            f"{gain:.2f} (target ≥ {FASTER_WITH_TOKENS})\n"
+        )
     if not missed:
         return "All targets of what was run are met.\n"
     return "Targets that are not met:\n\n" + "".join(missed)
@@ -136,25 +142,34 @@ def _scaling_table(entries: Mapping[str, Entry]) -> list[str]:
     return parts
 
 
+def _tokens_gain(
+    entries: Mapping[str, Entry], seconds: Callable[[Mapping[str, Any]], float]
+) -> float | None:
+    """Tokens per second of the long full-size step over the short one's; None without both."""
+    names = ("full_size_20b", "full_size_20b_2048")
+    if not all(name in entries for name in names):
+        return None
+    short, long = (entries[name]["result"] for name in names)
+    return (long["tokens"] / seconds(long)) / (short["tokens"] / seconds(short))
+
+
 def _tokens_note(entries: Mapping[str, Entry]) -> list[str]:
-    """Tokens per second of the long step over those of the short one."""
-    if "full_size_20b" not in entries:
+    """What the long step gains, by every clock."""
+    gains = {
+        "by CPU time": _tokens_gain(entries, lambda result: result["cpu_s"]),
+        "by the clock": _tokens_gain(entries, lambda result: result["wall_s"]),
+        "without the kernel's part": _tokens_gain(
+            entries, lambda result: result["cpu_s"] - result["system_s"]
+        ),
+        "for the matrix products alone, which is the limit on this machine": _tokens_gain(
+            entries, lambda result: sum(result["fastest_gemm_s"].values())
+        ),
+    }
+    found = ", ".join(f"{gain:.2f} {how}" for how, gain in gains.items() if gain is not None)
+    if not found:
         return []
-    short, long = (entries[name]["result"] for name in ("full_size_20b", "full_size_20b_2048"))
-
-    def gain(seconds: Callable[[Mapping[str, Any]], float]) -> float:
-        return (long["tokens"] / seconds(long)) / (short["tokens"] / seconds(short))
-
-    by_cpu = gain(lambda result: result["cpu_s"])
-    by_user = gain(lambda result: result["cpu_s"] - result["system_s"])
-    by_products = gain(lambda result: sum(result["fastest_gemm_s"].values()))
     return [
-        f"Tokens per second at {long['tokens']:,} over {short['tokens']:,} tokens: {by_cpu:.2f} by "
-        f"CPU time, {gain(lambda result: result['wall_s']):.2f} by the clock, {by_user:.2f} "
-        f"without the kernel's part; target ≥ {FASTER_WITH_TOKENS}, "
-        f"{_yes(by_cpu >= FASTER_WITH_TOKENS)}. "
-        f"The matrix products alone gain {by_products:.2f} from the longer batch on this machine, "
-        "which is the limit.\n"
+        f"Tokens per second at 2,048 over 512 tokens: {found}; target ≥ {FASTER_WITH_TOKENS}.\n"
     ]
 
 

@@ -217,13 +217,27 @@ def test_the_page_comes_from_what_is_stored(tmp_path: Path) -> None:
     assert f"2,048 tokens: {meaning}, 1.4 (target ≤ 1.35)" in page
     assert "| 10 | 14 | 10 | 1.4 |" in page
     assert "2,048 over 512 tokens: 1.60 by CPU time, 4.00 by the clock, 1.55 without" in page
-    assert "The matrix products alone gain 2.00 from" in page
+    assert "2.00 for the matrix products alone" in page
+    assert "over the short one's" not in page
     assert "10.0 + (100.0 - 10.0) · 36 / 4 = 820 s" in page
     assert "3.50 + 32 · (0.250 + 12.000) = 395.50 GiB" in page
     assert "Not run yet: render" in page
     for name in ("scaling", "full_size_20b"):
         assert f"({name}.svg)" in page
         assert (tmp_path / f"{name}.svg").read_text().count("<path") > 3
+
+
+def test_a_long_step_that_gains_too_little_is_among_what_is_missed(tmp_path: Path) -> None:
+    from results import write_page
+
+    _stored(tmp_path / "results")
+    file = tmp_path / "results/full_size_20b_2048.json"
+    entry = json.loads(file.read_text())
+    entry["result"]["cpu_s"] = 350.0
+    file.write_text(json.dumps(entry))
+    write_page(tmp_path)
+    page = (tmp_path / "RESULTS.md").read_text()
+    assert "over the short one's, 1.14 (target ≥ 1.4)" in page.split("## ")[0]
 
 
 def test_the_same_figures_give_the_same_files(tmp_path: Path) -> None:
