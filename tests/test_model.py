@@ -181,17 +181,22 @@ def test_expert_gradients_equal_dense_autograd(
         assert (mine - theirs).norm() / scale <= 1e-4
 
 
-def test_linear_on_stored_weights_has_the_gradient_of_a_dense_one() -> None:
+@pytest.mark.parametrize("leading", [(), (7,), (3, 5)])
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
+def test_linear_on_stored_weights_has_the_gradients_of_a_dense_one(
+    leading: tuple[int, ...], stored: torch.dtype
+) -> None:
     torch.manual_seed(0)
-    weight = torch.randn(24, 16).bfloat16()
-    bias = torch.randn(24).bfloat16()
-    x = torch.randn(3, 5, 16, requires_grad=True)
-    direction = torch.randn(3, 5, 24)
+    weight = torch.randn(24, 16).to(stored)
+    bias = torch.randn(24).to(stored).requires_grad_()
+    x = torch.randn(*leading, 16, requires_grad=True)
+    direction = torch.randn(*leading, 24)
     ours = linear(x, weight, bias)
     reference = F.linear(x, weight.float(), bias.float())
     torch.testing.assert_close(ours, reference)
     torch.testing.assert_close(
-        torch.autograd.grad(ours, x, direction), torch.autograd.grad(reference, x, direction)
+        torch.autograd.grad(ours, (x, bias), direction),
+        torch.autograd.grad(reference, (x, bias), direction),
     )
 
 

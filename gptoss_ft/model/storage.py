@@ -42,7 +42,9 @@ class _FrozenLinear(torch.autograd.Function):
     ) -> tuple[torch.Tensor | None, None, torch.Tensor | None]:
         (weight,) = ctx.saved_tensors
         needs_x, _, needs_bias = ctx.needs_input_grad
-        grad_bias = grad.flatten(0, -2).sum(0).to(ctx.bias_dtype) if needs_bias else None
+        grad_bias = (
+            grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.bias_dtype) if needs_bias else None
+        )
         return _times(grad, weight) if needs_x else None, None, grad_bias
 
 
@@ -54,7 +56,8 @@ def _times(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     """
     if x.device.type != "cpu":
         return x @ matrix.to(x.dtype)
-    rows, (inner, columns) = x.flatten(0, -2), matrix.shape
+    inner, columns = matrix.shape
+    rows = x.reshape(-1, inner)
     y = rows.new_empty(len(rows), columns)
     if matrix.dtype == x.dtype:
         put_product(y, rows, matrix)
