@@ -9,10 +9,13 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 _LEFTOVER = re.compile(r"\..+\.tmp\d+")
+_PACKAGE = Path(__file__).parent
+_CODE = (".py", ".c")
 
 
 @contextmanager
@@ -106,3 +109,29 @@ def sha256_file(path: Path) -> str:
 def is_empty(path: Path) -> bool:
     """Whether nothing is at `path`, or an empty folder."""
     return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
+@cache
+def code_digest(*places: str, leave_out: str = "") -> str:
+    """Returns 16 hexadecimal digits that change with every line of some of this package's code.
+
+    Caches carry it in their keys: what older code computed is not found again. Paths count as well
+    as contents, and folders are read with all of their subfolders.
+
+    Args:
+        places: folders and files, relative to the package; all must exist.
+        leave_out: a glob of paths relative to the package whose contents do not count.
+
+    Raises:
+        FileNotFoundError: a place does not exist, which means that it has been moved.
+    """
+    digest = hashlib.sha256()
+    for place in places:
+        root = _PACKAGE / place
+        if not root.exists():
+            raise FileNotFoundError(root)
+        for file in sorted(root.rglob("*")) if root.is_dir() else [root]:
+            path = file.relative_to(_PACKAGE)
+            if file.suffix in _CODE and not (leave_out and path.match(leave_out)):
+                digest.update(f"{path.as_posix()} {sha256_file(file)}\n".encode())
+    return digest.hexdigest()[:16]

@@ -25,7 +25,7 @@ from gptoss_ft.data.read import Chunk, read_source, source_files
 from gptoss_ft.data.rows import CONVERSATIONS, ChunkResult, RowKind, render_chunk
 from gptoss_ft.data.summary import Counts
 from gptoss_ft.errors import DataError, Problem
-from gptoss_ft.files import sha256_file, whole_folder
+from gptoss_ft.files import code_digest, sha256_file, whole_folder
 from gptoss_ft.harmony.options import RenderOptions
 from gptoss_ft.harmony.render import Renderer
 from gptoss_ft.harmony.vocabulary import Vocabulary, load_vocabulary, packaged_vocabulary
@@ -224,9 +224,6 @@ def _fingerprint(
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-@lru_cache(maxsize=1)
 def code_version() -> str:
-    """Changes with every line of the code that turns files into rows."""
-    package = Path(__file__).parents[1]
-    files = sorted([*(package / "harmony").rglob("*.py"), *(package / "data").glob("*.py")])
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+    """Changes with every line of the code that turns files into rows, but not with the preview."""
+    return code_digest("harmony", "data", leave_out="harmony/preview*")

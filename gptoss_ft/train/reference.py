@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -32,7 +31,7 @@ from gptoss_ft.data.pack import ListColumn
 from gptoss_ft.data.pairs import list_array
 from gptoss_ft.data.preferences import Branch, PreferenceData, Selection, write_rows
 from gptoss_ft.data.render import code_version
-from gptoss_ft.files import whole_file
+from gptoss_ft.files import code_digest, whole_file
 from gptoss_ft.model.scores import score_rated_rows, score_rows
 from gptoss_ft.train.steps import Say
 
@@ -67,15 +66,10 @@ class Reference:
         return self.home / name
 
 
-@lru_cache(maxsize=1)
 def scoring_version() -> str:
     """Changes with the code that turns tokens into log-probabilities, and with its libraries."""
-    package = Path(__file__).parents[1]
-    rooms = ("model", "adapters", "mxfp4")
-    files = [file for room in rooms for file in sorted((package / room).iterdir())]
-    code = b"".join(file.read_bytes() for file in files if file.suffix in (".py", ".c"))
-    versions = " ".join(version(name) for name in ("torch", "transformers", "peft"))
-    return hashlib.sha256(code + versions.encode()).hexdigest()[:16]
+    code = code_digest("model", "adapters", "mxfp4", "data/collate_pairs.py")
+    return " ".join([code, *(version(name) for name in ("torch", "transformers", "peft"))])
 
 
 def training_rows(
