@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from gptoss_ft.model.matmul import put_product
+from gptoss_ft.model.cpu.matmul import put_product
 
 Product = tuple[int, int, int, bool]  # rows, inner, columns, right factor transposed
 Multiply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]  # out, left, right

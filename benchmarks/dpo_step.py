@@ -54,11 +54,11 @@ from trainers import (
 from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
+from gptoss_ft.checkpoint.headers import open_checkpoint
 from gptoss_ft.data.collate_pairs import PairCollator
-from gptoss_ft.model.checkpoint import open_checkpoint
 from gptoss_ft.model.load import load_model
-from gptoss_ft.model.scores import score_rows
-from gptoss_ft.train.dpo import PairDPOTrainer
+from gptoss_ft.train.scores import score_rows
+from gptoss_ft.train.trainers.dpo import PairDPOTrainer
 
 DEFAULTS = {
     "pairs": 2,

@@ -34,9 +34,9 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 
 from gptoss_ft.adapters.experts import register_packed_experts
-from gptoss_ft.model.expert_products import Packed, TiledProducts, deal
-from gptoss_ft.model.experts import PARTS, PackedExperts
-from gptoss_ft.model.matmul import put_product
+from gptoss_ft.model.cpu.matmul import put_product
+from gptoss_ft.model.experts.module import PARTS, PackedExperts
+from gptoss_ft.model.experts.products import Packed, TiledProducts, deal
 from gptoss_ft.mxfp4.codec import floor_scales, pack, unpack, unpack_by_table
 from gptoss_ft.mxfp4.kernel import SWITCH, compiled_kernel
 

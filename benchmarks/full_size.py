@@ -52,8 +52,8 @@ from measure import settings_from, with_huge_pages
 from synthetic import SHAPES, drop_from_cache, released_config, write_synthetic
 from trainers import our_trainer, say, stepper
 
-from gptoss_ft.model.experts import PackedExperts
-from gptoss_ft.model.matmul import put_product
+from gptoss_ft.model.cpu.matmul import put_product
+from gptoss_ft.model.experts.module import PackedExperts
 
 SAMPLED = 4
 DEFAULTS = {

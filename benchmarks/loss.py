@@ -30,8 +30,8 @@ import torch.nn.functional as F
 from measure import in_own_process, interleaved, medians, peak_gib, ratio, settings_from
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
+from gptoss_ft.model.cpu.matmul import add_product, put_product
 from gptoss_ft.model.loss import weighted_loss
-from gptoss_ft.model.matmul import add_product, put_product
 from gptoss_ft.model.token_scores import CPU_SLICE
 
 DEFAULTS = {"tokens": 512, "hidden": 1024, "vocabulary": 201_088, "trained": 50, "repeats": 5}

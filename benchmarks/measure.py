@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gptoss_ft.model.allocator import HUGE_PAGES, M_MMAP_THRESHOLD, return_large_buffers
+from gptoss_ft.model.cpu.allocator import HUGE_PAGES, M_MMAP_THRESHOLD, return_large_buffers
 from gptoss_ft.mxfp4.kernel import SWITCH
 
 M_TRIM_THRESHOLD = -1

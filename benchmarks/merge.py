@@ -45,11 +45,11 @@ from measure import (
 from safetensors.torch import save_file
 from synthetic import released_config, write_synthetic
 
+from gptoss_ft.checkpoint.headers import expected_shapes
 from gptoss_ft.files import write_json
 from gptoss_ft.merge.options import MergeOptions
 from gptoss_ft.merge.plan import plan_merge
 from gptoss_ft.merge.stream import merge
-from gptoss_ft.model.checkpoint import expected_shapes
 
 VOCABULARY = 1024
 BUFFER_BYTES = 8 << 20

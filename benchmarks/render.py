@@ -94,8 +94,8 @@ def cpu_seconds(work: Callable[[], object]) -> float:
 
 def ours(file: Path) -> Callable[[], object]:
     """From JSONL to Arrow, without the cache."""
+    from gptoss_ft.data.cache import render_source
     from gptoss_ft.data.options import DataOptions, SourceOptions
-    from gptoss_ft.data.render import render_source
     from gptoss_ft.harmony.vocabulary import packaged_vocabulary
 
     vocabulary = packaged_vocabulary()
@@ -181,7 +181,7 @@ def equal_to_harmony(rows: list[dict[str, Any]], folder: Path) -> int:
         render_ids,
     )
 
-    from gptoss_ft.harmony.formats import parse
+    from gptoss_ft.data.formats import parse
     from gptoss_ft.harmony.options import RenderOptions
     from gptoss_ft.harmony.render import Renderer
     from gptoss_ft.harmony.vocabulary import RETURN, packaged_vocabulary

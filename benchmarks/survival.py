@@ -31,9 +31,9 @@ from pathlib import Path
 
 import torch
 
+from gptoss_ft.adapters.combine import Factors
 from gptoss_ft.files import whole_file
 from gptoss_ft.merge.calibrate import round_expert
-from gptoss_ft.merge.combine import Factors
 from gptoss_ft.mxfp4.codec import BLOCK_SIZE, floor_scales, pack, unpack
 from gptoss_ft.mxfp4.gptq import bias_correction
 from gptoss_ft.mxfp4.rounding import nearest

@@ -60,7 +60,7 @@ from trainers import (
 )
 from trl import SFTTrainer
 
-from gptoss_ft.model.matmul import add_product, multiply
+from gptoss_ft.model.cpu.matmul import add_product, multiply
 from gptoss_ft.model.token_scores import CPU_SLICE
 
 DEFAULTS = {

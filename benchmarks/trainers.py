@@ -20,11 +20,11 @@ from trl import SFTConfig, SFTTrainer
 
 from gptoss_ft.adapters.model import AdaptedModel, AdapterInfo, add_adapter
 from gptoss_ft.adapters.options import ATTENTION_MODULES, EXPERT_PARAMETERS, AdapterOptions
+from gptoss_ft.checkpoint.headers import open_checkpoint
 from gptoss_ft.data.collate import Collator
-from gptoss_ft.model.checkpoint import open_checkpoint
 from gptoss_ft.model.load import load_model
 from gptoss_ft.model.tiny import TinyOptions, write_tiny
-from gptoss_ft.train.trainer import WeightedSFTTrainer
+from gptoss_ft.train.trainers.sft import WeightedSFTTrainer
 
 LEARNING_RATE = 1e-4
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from gptoss_ft.errors import ConfigError, GptOssFtError, Problem
-from gptoss_ft.model.allocator import HUGE_PAGES
+from gptoss_ft.model.cpu.allocator import HUGE_PAGES
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -329,7 +329,7 @@ def _train(composed: DictConfig) -> int:
 
 def _preview(composed: DictConfig) -> int:
     from gptoss_ft import config
-    from gptoss_ft.preview import PreviewCommand, run_preview
+    from gptoss_ft.preview.command import PreviewCommand, run_preview
 
     run_preview(config.to_options(composed, PreviewCommand))
     return 0
@@ -345,7 +345,7 @@ def _merge(composed: DictConfig) -> int:
 
 def _verify(composed: DictConfig) -> int:
     from gptoss_ft import config
-    from gptoss_ft.merge.verify import VerifyOptions, run_verify
+    from gptoss_ft.verify.command import VerifyOptions, run_verify
 
     return run_verify(config.to_options(composed, VerifyOptions))
 

@@ -33,7 +33,7 @@ def schema_of(command: str) -> type:
 
             return TrainOptions
         case "preview":
-            from gptoss_ft.preview import PreviewCommand
+            from gptoss_ft.preview.command import PreviewCommand
 
             return PreviewCommand
         case "merge":
@@ -41,7 +41,7 @@ def schema_of(command: str) -> type:
 
             return MergeOptions
         case "verify":
-            from gptoss_ft.merge.verify import VerifyOptions
+            from gptoss_ft.verify.command import VerifyOptions
 
             return VerifyOptions
         case "export":

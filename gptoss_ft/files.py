@@ -112,7 +112,7 @@ def is_empty(path: Path) -> bool:
 
 
 @cache
-def code_digest(*places: str, leave_out: str = "") -> str:
+def code_digest(*places: str) -> str:
     """Returns 16 hexadecimal digits that change with every line of some of this package's code.
 
     Caches carry it in their keys: what older code computed is not found again. Paths count as well
@@ -120,7 +120,6 @@ def code_digest(*places: str, leave_out: str = "") -> str:
 
     Args:
         places: folders and files, relative to the package; all must exist.
-        leave_out: a glob of paths relative to the package whose contents do not count.
 
     Raises:
         FileNotFoundError: a place does not exist, which means that it has been moved.
@@ -132,6 +131,6 @@ def code_digest(*places: str, leave_out: str = "") -> str:
             raise FileNotFoundError(root)
         for file in sorted(root.rglob("*")) if root.is_dir() else [root]:
             path = file.relative_to(_PACKAGE)
-            if file.suffix in _CODE and not (leave_out and path.match(leave_out)):
+            if file.suffix in _CODE:
                 digest.update(f"{path.as_posix()} {sha256_file(file)}\n".encode())
     return digest.hexdigest()[:16]

@@ -14,6 +14,8 @@ from tqdm import tqdm
 from gptoss_ft.adapters.check import check_adapter
 from gptoss_ft.adapters.files import open_adapter
 from gptoss_ft.adapters.model import AdaptedModel, load_adapter
+from gptoss_ft.checkpoint.headers import open_checkpoint
+from gptoss_ft.checkpoint.locate import locate_checkpoint
 from gptoss_ft.data.options import SourceOptions
 from gptoss_ft.data.rows import read_examples
 from gptoss_ft.errors import ConfigError, DataError, Problem, gather
@@ -24,9 +26,7 @@ from gptoss_ft.harmony.parse import ParsedMessage, parse_completion
 from gptoss_ft.harmony.render import Renderer
 from gptoss_ft.harmony.vocabulary import CALL, ENDOFTEXT, RETURN, Vocabulary, load_vocabulary
 from gptoss_ft.model.causal_lm import WeightedGptOss
-from gptoss_ft.model.checkpoint import open_checkpoint
 from gptoss_ft.model.load import load_model
-from gptoss_ft.model.locate import locate_checkpoint
 
 
 @dataclass

@@ -22,18 +22,18 @@ from transformers import GptOssConfig
 
 from gptoss_ft.adapters.model import AdaptedModel, AdapterInfo, add_adapter
 from gptoss_ft.adapters.options import AdapterOptions
+from gptoss_ft.checkpoint.headers import Checkpoint, open_checkpoint
 from gptoss_ft.errors import ConfigError, Problem
-from gptoss_ft.model.attention import sink_attention
-from gptoss_ft.model.attention_documents import Documents, Span
-from gptoss_ft.model.checkpoint import Checkpoint, open_checkpoint
-from gptoss_ft.model.expert_products import (
+from gptoss_ft.model.attention.documents import Documents, Span
+from gptoss_ft.model.attention.sinks import sink_attention
+from gptoss_ft.model.experts.module import LowRank, PackedExperts
+from gptoss_ft.model.experts.products import (
     GROUPED_CAPABILITY,
     GroupedProducts,
     LoopedProducts,
     Products,
     TiledProducts,
 )
-from gptoss_ft.model.experts import LowRank, PackedExperts
 from gptoss_ft.model.load import compute_dtype, load_model
 from gptoss_ft.model.tiny import TinyOptions, write_tiny
 from gptoss_ft.mxfp4.codec import unpack

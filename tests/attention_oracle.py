@@ -14,10 +14,10 @@ from transformers.masking_utils import (
 )
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
-from gptoss_ft.model.attention import (
+from gptoss_ft.model.attention.documents import Documents, Span, documents_of
+from gptoss_ft.model.attention.sinks import (
     sink_attention,
 )
-from gptoss_ft.model.attention_documents import Documents, Span, documents_of
 
 SCALING = 0.125
 Tensors = list[torch.Tensor]

@@ -13,13 +13,13 @@ from transformers import GptOssConfig
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 
-from gptoss_ft.model.expert_products import (
+from gptoss_ft.model.experts.module import LowRank, PackedExperts
+from gptoss_ft.model.experts.products import (
     GroupedProducts,
     LoopedProducts,
     Products,
     TiledProducts,
 )
-from gptoss_ft.model.experts import LowRank, PackedExperts
 from gptoss_ft.mxfp4.codec import floor_scales, pack
 
 LOOPS: list[Callable[[], Products]] = [TiledProducts, GroupedProducts, LoopedProducts]

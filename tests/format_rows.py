@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from gptoss_ft.data.formats import parse
 from gptoss_ft.errors import DataError
-from gptoss_ft.harmony.formats import parse
 
 WHERE = "rows.jsonl:7"
 SAMPLES = Path(__file__).parents[1] / "data" / "formats"

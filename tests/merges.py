@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from stock import load_tensors, write_stock_adapter, write_trained_tensors
 
+from gptoss_ft.checkpoint.headers import open_checkpoint
 from gptoss_ft.errors import MergeError
 from gptoss_ft.merge.options import MergeOptions
 from gptoss_ft.merge.plan import MergePlan, plan_merge
 from gptoss_ft.merge.stream import merge
-from gptoss_ft.model.checkpoint import open_checkpoint
 from gptoss_ft.model.tiny import TinyOptions, write_tiny
 
 SMALL = TinyOptions(

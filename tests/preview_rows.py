@@ -7,10 +7,10 @@ from pages import examples
 
 from gptoss_ft.harmony.messages import Conversation, Message
 from gptoss_ft.harmony.options import RenderOptions
-from gptoss_ft.harmony.preview import PreviewRow, preview_row
-from gptoss_ft.harmony.preview_pieces import Panel, panels
 from gptoss_ft.harmony.render import Renderer
 from gptoss_ft.harmony.vocabulary import packaged_vocabulary
+from gptoss_ft.preview.choice import PreviewRow, preview_row
+from gptoss_ft.preview.panels import Panel, panels
 
 VOCABULARY = packaged_vocabulary()
 RENDERER = Renderer(

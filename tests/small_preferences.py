@@ -18,10 +18,10 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
 from gptoss_ft.adapters.model import AdaptedModel
 from gptoss_ft.data.collate_pairs import PairCollator, RatedCollator
-from gptoss_ft.model.scores import score_rated_rows, score_rows
 from gptoss_ft.model.tiny import TinyOptions, write_tiny
-from gptoss_ft.train.dpo import PairDPOTrainer
-from gptoss_ft.train.kto import RatedKTOTrainer
+from gptoss_ft.train.scores import score_rated_rows, score_rows
+from gptoss_ft.train.trainers.dpo import PairDPOTrainer
+from gptoss_ft.train.trainers.kto import RatedKTOTrainer
 
 Row = dict[str, Any]
 

@@ -12,11 +12,11 @@ from trl import SFTConfig
 
 from gptoss_ft.adapters.model import AdaptedModel, AdapterInfo, add_adapter
 from gptoss_ft.adapters.options import AdapterOptions
+from gptoss_ft.checkpoint.headers import open_checkpoint
 from gptoss_ft.data.collate import Collator
 from gptoss_ft.harmony.vocabulary import write_tokenizer_files
-from gptoss_ft.model.checkpoint import open_checkpoint
 from gptoss_ft.model.load import load_model
-from gptoss_ft.train.trainer import WeightedSFTTrainer
+from gptoss_ft.train.trainers.sft import WeightedSFTTrainer
 
 
 def adapted(base: Path, kinds: list[str] | None = None) -> AdaptedModel:

@@ -13,7 +13,7 @@ import pytest
 MEASURE = """
 import sys
 import torch
-from gptoss_ft.model.allocator import return_large_buffers
+from gptoss_ft.model.cpu.allocator import return_large_buffers
 
 def anonymous():
     with open("/proc/self/status") as status:

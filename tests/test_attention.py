@@ -25,15 +25,15 @@ from transformers.masking_utils import (
 )
 
 from gptoss_ft.adapters.trained import attach_trained, trained_layers
-from gptoss_ft.model.attention import (
+from gptoss_ft.checkpoint.headers import open_checkpoint
+from gptoss_ft.model.attention.documents import Documents, documents_of, whole_rows
+from gptoss_ft.model.attention.sinks import (
     SINK_ATTENTION,
     register_sink_attention,
     sink_attention,
     sink_attention_forward,
     sink_attention_mask,
 )
-from gptoss_ft.model.attention_documents import Documents, documents_of, whole_rows
-from gptoss_ft.model.checkpoint import open_checkpoint
 from gptoss_ft.model.load import load_model
 
 

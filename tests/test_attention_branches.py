@@ -12,8 +12,10 @@ from flash_arithmetic import flash_backward, flash_forward
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptoss_ft.model import attention, attention_cpu, attention_cuda
-from gptoss_ft.model.attention import sink_attention, sink_attention_forward
+from gptoss_ft.model.attention import cpu as attention_cpu
+from gptoss_ft.model.attention import cuda as attention_cuda
+from gptoss_ft.model.attention import sinks as attention
+from gptoss_ft.model.attention.sinks import sink_attention, sink_attention_forward
 
 LENGTHS = st.tuples(st.integers(1, 300), st.integers(1, 200), st.integers(1, 200))
 WINDOWS = [None, 1, 2, 7, 64, 100, 128]

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from attention_oracle import SCALING, assert_equals_stock, attention_inputs
 from flash_arithmetic import flash_backward, flash_forward
 
-from gptoss_ft.model import attention_cpu, attention_cuda
-from gptoss_ft.model.attention import sink_attention
-from gptoss_ft.model.attention_documents import documents_of
+from gptoss_ft.model.attention import cpu as attention_cpu
+from gptoss_ft.model.attention import cuda as attention_cuda
+from gptoss_ft.model.attention.documents import documents_of
+from gptoss_ft.model.attention.sinks import sink_attention
 
 
 @pytest.mark.parametrize("window", [None, 20])

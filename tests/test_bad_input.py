@@ -11,8 +11,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 from stock import write_stock_adapter
 
+from gptoss_ft.checkpoint.headers import INDEX_NAME
 from gptoss_ft.cli import run
-from gptoss_ft.model.checkpoint import INDEX_NAME
 from gptoss_ft.model.tiny import TinyOptions, write_tiny
 
 SMALL = {"layers": 1, "hidden_size": 32, "intermediate_size": 32, "heads": 1, "kv_heads": 1}

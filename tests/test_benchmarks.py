@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from gptoss_ft.model.checkpoint import expected_shapes, open_checkpoint
+from gptoss_ft.checkpoint.headers import expected_shapes, open_checkpoint
 from gptoss_ft.model.tiny import TinyOptions, tiny_config
 from gptoss_ft.mxfp4.codec import unpack
 

@@ -12,11 +12,11 @@ import pytest
 from pages import ARABIC, FAMILY, HEBREW, HOSTILE, Page, examples
 
 from gptoss_ft.harmony.options import RenderOptions
-from gptoss_ft.harmony.preview import PreviewRow, preview_row
-from gptoss_ft.harmony.preview_html import write_html
-from gptoss_ft.harmony.preview_pieces import panels
 from gptoss_ft.harmony.render import Renderer
 from gptoss_ft.harmony.vocabulary import packaged_vocabulary
+from gptoss_ft.preview.choice import PreviewRow, preview_row
+from gptoss_ft.preview.html import write_html
+from gptoss_ft.preview.panels import panels
 
 pytestmark = pytest.mark.browser
 

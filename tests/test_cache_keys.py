@@ -12,7 +12,7 @@ import pytest
 
 import gptoss_ft
 
-RENDERED = "from gptoss_ft.data.render import code_version as key"
+RENDERED = "from gptoss_ft.data.cache import code_version as key"
 SCORED = "from gptoss_ft.train.reference import scoring_version as key"
 
 
@@ -55,7 +55,7 @@ def test_a_file_in_a_subfolder_counts(package: Path, function: str, room: str) -
 def test_the_preview_does_not_count(package: Path) -> None:
     """A new look of the page must not throw away every user's rendered rows."""
     before = key_of(package, RENDERED)
-    (page,) = package.rglob("preview*html.py")
+    (page,) = (package / "preview").glob("html.py")
     append(page)
     assert key_of(package, RENDERED) == before
     append(package / "harmony" / "render.py")

@@ -12,14 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gptoss_ft.errors import CheckpointError
-from gptoss_ft.model.checkpoint import (
+from gptoss_ft.checkpoint.headers import (
     INDEX_NAME,
     Checkpoint,
     fingerprint,
     open_checkpoint,
     read_header,
 )
+from gptoss_ft.errors import CheckpointError
 from gptoss_ft.model.tiny import TinyOptions, write_tiny
 
 LAYERS_FILE = "model-00000-of-00002.safetensors"

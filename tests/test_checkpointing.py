@@ -12,9 +12,9 @@ from small_trainer import adapted, trainer_on
 
 from gptoss_ft.adapters.model import AdaptedModel
 from gptoss_ft.adapters.options import AdapterOptions
+from gptoss_ft.checkpoint.headers import open_checkpoint
 from gptoss_ft.data.collate import Collator
-from gptoss_ft.model.checkpoint import open_checkpoint
-from gptoss_ft.model.experts import PackedExperts
+from gptoss_ft.model.experts.module import PackedExperts
 from gptoss_ft.model.load import load_model
 from gptoss_ft.model.tiny import TinyOptions, write_tiny
 from gptoss_ft.train.options import ModelOptions, TrainOptions

@@ -28,10 +28,10 @@ from transformers.quantizers.base import HfQuantizer
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 
 from gptoss_ft.model.causal_lm import WeightedGptOss
-from gptoss_ft.model.expert_products import grouped_mm
+from gptoss_ft.model.experts.products import grouped_mm
 from gptoss_ft.train.preference_options import DPO_LOSSES, KTO_LOSSES, PREFERENCE_DECIDED
 from gptoss_ft.train.settings import DECIDED
-from gptoss_ft.train.trainer import WeightedSFTTrainer
+from gptoss_ft.train.trainers.sft import WeightedSFTTrainer
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 
@@ -55,23 +55,23 @@ METHODS = [
         "adapters/model.py",
     ),
     (PeftModelForCausalLM, "load_adapter", ["model_id", "adapter_name"], "adapters/model.py"),
-    (Trainer, "_set_signature_columns_if_needed", [], "train/trainer.py"),
-    (Trainer, "_get_num_items_in_batch", ["batch_samples", "device"], "train/trainer.py"),
-    (Trainer, "evaluation_loop", ["metric_key_prefix"], "train/trainer.py"),
+    (Trainer, "_set_signature_columns_if_needed", [], "train/trainers/sft.py"),
+    (Trainer, "_get_num_items_in_batch", ["batch_samples", "device"], "train/trainers/sft.py"),
+    (Trainer, "evaluation_loop", ["metric_key_prefix"], "train/trainers/sft.py"),
     (Trainer, "_save_checkpoint", ["model", "trial"], "train/checkpoints.py"),
     (Trainer, "_get_output_dir", ["trial"], "train/checkpoints.py"),
     (Trainer, "_save", ["output_dir", "state_dict"], "train/checkpoints.py"),
     (Trainer, "_run_epoch", [], "train/checkpoints.py"),
-    (Trainer, "_save_rng_state", ["output_dir"], "train/trainer.py"),
-    (Trainer, "_load_rng_state", ["checkpoint"], "train/trainer.py"),
+    (Trainer, "_save_rng_state", ["output_dir"], "train/trainers/sft.py"),
+    (Trainer, "_load_rng_state", ["checkpoint"], "train/trainers/sft.py"),
     (SFTTrainer, "create_model_card", [], "train/checkpoints.py"),
     (
         SFTTrainer,
         "compute_loss",
         ["model", "inputs", "return_outputs", "num_items_in_batch"],
-        "train/trainer.py",
+        "train/trainers/sft.py",
     ),
-    (SFTTrainer, "log", ["logs", "start_time"], "train/trainer.py"),
+    (SFTTrainer, "log", ["logs", "start_time"], "train/trainers/sft.py"),
     *(
         (trainer, name, parameters, f"train/{file}.py")
         for trainer, own in ((DPOTrainer, "dpo"), (KTOTrainer, "kto"))
@@ -87,13 +87,13 @@ METHODS = [
             ("log", ["logs", "start_time"], "means"),
         )
     ),
-    (KTOTrainer, "_compute_kl_logps", ["model", "batch"], "train/kto.py"),
-    (PeftModel, "delete_adapter", ["adapter_name"], "train/means.py"),
+    (KTOTrainer, "_compute_kl_logps", ["model", "batch"], "train/trainers/kto.py"),
+    (PeftModel, "delete_adapter", ["adapter_name"], "trainers/means.py"),
     (
         modeling_gpt_oss.GptOssExperts,
         "forward",
         ["hidden_states", "router_indices", "routing_weights"],
-        "model/experts.py",
+        "model/experts/module.py",
     ),
     (modeling_gpt_oss.GptOssTopKRouter, "forward", ["hidden_states"], "model/storage.py"),
 ]
@@ -172,12 +172,16 @@ def test_preference_trainers_call_the_model_as_we_answer(trainer: type) -> None:
     """With a fused head, whose output they read by these names, and rows' own reference."""
     source = inspect.getsource(trainer._compute_loss)
     for name in ("fused_lm_head=True", "outputs.log_probs", "outputs.entropy", "mean_logits"):
-        assert name in source, f"{trainer.__name__} no longer reads {name}; train/dpo.py answers it"
+        assert name in source, (
+            f"{trainer.__name__} no longer reads {name}; trainers/dpo.py answers it"
+        )
     for name in ("self.precompute_ref_logps", "self._metrics[mode]", "self._total_train_tokens"):
-        assert name in source, f"{trainer.__name__} has no {name}; train/means.py sets or reads it"
+        assert name in source, (
+            f"{trainer.__name__} has no {name}; trainers/means.py sets or reads it"
+        )
     added = 'model.add_adapter("ref"'
     assert added in inspect.getsource(trainer.__init__), (
-        f"{trainer.__name__} no longer copies the adapter; train/means.py deletes the copy"
+        f"{trainer.__name__} no longer copies the adapter; trainers/means.py deletes the copy"
     )
 
 
@@ -265,27 +269,27 @@ FLASH = [
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
         "query key value dropout_p is_causal attn_mask scale",
         2,
-        "model/attention_cpu.py",
+        "model/attention/cpu.py",
     ),
     (
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default,
         "grad_out query key value out logsumexp dropout_p is_causal attn_mask scale",
         3,
-        "model/attention_cpu.py",
+        "model/attention/cpu.py",
     ),
     (
         torch.ops.aten._flash_attention_forward.default,
         "query key value cum_seq_q cum_seq_k max_q max_k dropout_p is_causal return_debug_mask "
         "scale window_size_left window_size_right",
         5,
-        "model/attention_cuda.py",
+        "model/attention/cuda.py",
     ),
     (
         torch.ops.aten._flash_attention_backward.default,
         "grad_out query key value out logsumexp cum_seq_q cum_seq_k max_q max_k dropout_p "
         "is_causal rng_state unused scale window_size_left window_size_right",
         3,
-        "model/attention_cuda.py",
+        "model/attention/cuda.py",
     ),
 ]
 

@@ -25,7 +25,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from gptoss_ft.adapters.experts import register_packed_experts
 from gptoss_ft.adapters.options import LOSSLESS_TENSORS
 from gptoss_ft.adapters.trained import attach_trained, base_name, trained_layers
-from gptoss_ft.model.attention import SINK_ATTENTION, register_sink_attention
+from gptoss_ft.model.attention.sinks import SINK_ATTENTION, register_sink_attention
 from gptoss_ft.model.causal_lm import WeightedGptOss
 from gptoss_ft.model.load import replace_layers
 from gptoss_ft.mxfp4.codec import floor_scales, pack

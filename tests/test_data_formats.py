@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gptoss_ft.cli import run
-from gptoss_ft.harmony.formats import FORMATS, KINDS
+from gptoss_ft.data.formats import FORMATS, KINDS
 from gptoss_ft.model.tiny import TinyOptions, write_tiny
 
 REPOSITORY = Path(__file__).parents[1]

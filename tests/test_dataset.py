@@ -14,11 +14,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from gptoss_ft import files
-from gptoss_ft.data import render
+from gptoss_ft.data import cache as render
 from gptoss_ft.data.dataset import ROW_COLUMNS, PreparedData, check_data, prepare
+from gptoss_ft.data.formats.chat import parse_openai_chat
 from gptoss_ft.data.options import DataOptions, SourceOptions
 from gptoss_ft.errors import ConfigError, DataError
-from gptoss_ft.harmony.formats.chat import parse_openai_chat
 from gptoss_ft.harmony.options import RenderOptions
 from gptoss_ft.harmony.render import IGNORE, Renderer
 from gptoss_ft.harmony.vocabulary import packaged_vocabulary

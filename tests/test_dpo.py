@@ -27,10 +27,10 @@ from stock import load_stock
 from trl import DPOConfig
 
 from gptoss_ft.adapters.trained import trained_layers
+from gptoss_ft.checkpoint.headers import open_checkpoint
 from gptoss_ft.data.collate_pairs import PairCollator
-from gptoss_ft.model.checkpoint import open_checkpoint
 from gptoss_ft.model.load import load_model
-from gptoss_ft.model.scores import score_rows
+from gptoss_ft.train.scores import score_rows
 
 METRICS = (
     *("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"),

@@ -24,8 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from gptoss_ft.model import expert_products
-from gptoss_ft.model.expert_products import Products
+from gptoss_ft.model.experts import products as expert_products
+from gptoss_ft.model.experts.products import Products
 from gptoss_ft.mxfp4 import kernel
 
 

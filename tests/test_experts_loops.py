@@ -8,8 +8,9 @@ import pytest
 import torch
 from expert_cases import NAMES, Bias, assert_near, gradients, make_case
 
-from gptoss_ft.model import expert_products, experts
-from gptoss_ft.model.expert_products import (
+from gptoss_ft.model.experts import module as experts
+from gptoss_ft.model.experts import products as expert_products
+from gptoss_ft.model.experts.products import (
     GroupedProducts,
     LoopedProducts,
     Products,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import GptOssConfig
 
-from gptoss_ft.export.transformers import checkpoint_config, copy_companion_files
+from gptoss_ft.checkpoint.companions import checkpoint_config, copy_companion_files
 from gptoss_ft.model.tiny import TinyOptions, tiny_config
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from gptoss_ft.data.formats.chat import parse_openai_chat
 from gptoss_ft.errors import DataError
-from gptoss_ft.harmony.formats.chat import parse_openai_chat
 from gptoss_ft.harmony.messages import Conversation, Message, ToolCall, ToolSpec
 
 WHERE = "chats.jsonl:12"

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pytest
 from trl.data_utils import maybe_extract_prompt
 
+from gptoss_ft.data.formats import FORMATS, detect, parse
 from gptoss_ft.errors import DataError
-from gptoss_ft.harmony.formats import FORMATS, detect, parse
 from gptoss_ft.harmony.messages import Conversation, Message, Preference
 
 WHERE = "rows.jsonl:7"

@@ -20,7 +20,7 @@ from format_rows import (
     turns,
 )
 
-from gptoss_ft.harmony.formats import FORMATS, KINDS, detect, parse
+from gptoss_ft.data.formats import FORMATS, KINDS, detect, parse
 from gptoss_ft.harmony.messages import (
     Conversation,
     Document,

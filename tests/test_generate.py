@@ -15,11 +15,11 @@ from transformers import GptOssForCausalLM, Mxfp4Config
 from gptoss_ft import generate as module
 from gptoss_ft.adapters.model import AdapterInfo, add_adapter
 from gptoss_ft.adapters.options import AdapterOptions
+from gptoss_ft.checkpoint.headers import fingerprint, open_checkpoint
 from gptoss_ft.errors import AdapterError, ConfigError, DataError
 from gptoss_ft.generate import Answer, GenerateOptions, Question, answer_batch, generate
 from gptoss_ft.harmony.parse import parse_completion
 from gptoss_ft.harmony.vocabulary import Vocabulary, load_vocabulary, special_name
-from gptoss_ft.model.checkpoint import fingerprint, open_checkpoint
 from gptoss_ft.model.load import load_model
 
 CHATS = [

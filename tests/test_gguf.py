@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from stock import load_stock, load_tensors
 from tokenizers import Tokenizer
 
+from gptoss_ft.checkpoint.headers import read_header
 from gptoss_ft.errors import ExportError
 from gptoss_ft.export.gguf import layout
 from gptoss_ft.export.gguf_metadata import describe_model
@@ -30,7 +31,6 @@ from gptoss_ft.export.gguf_tokenizer import describe_tokenizer
 from gptoss_ft.export.gguf_values import GATE, UP, ggml_blocks, plain
 from gptoss_ft.export.options import ExportOptions
 from gptoss_ft.export.source import Source, open_source
-from gptoss_ft.model.checkpoint import read_header
 from gptoss_ft.mxfp4.codec import unpack
 
 EXPERTS = {

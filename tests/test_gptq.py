@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
+from gptoss_ft.adapters.combine import Factors
 from gptoss_ft.merge.calibrate import round_expert
-from gptoss_ft.merge.combine import Factors
 from gptoss_ft.mxfp4 import gptq as gptq_module
 from gptoss_ft.mxfp4.codec import floor_scales, pack, unpack
 from gptoss_ft.mxfp4.gptq import bias_correction, gptq, on_grid

@@ -16,9 +16,12 @@ from flash_arithmetic import flash_backward, flash_forward
 from gptoss_ft import cli, gpu_check
 from gptoss_ft.errors import ConfigError
 from gptoss_ft.gpu_check import GpuCheckOptions, Row, attention, check_gpu, expert_block, unpacking
-from gptoss_ft.model import attention as sink
-from gptoss_ft.model import attention_cpu, attention_cuda, experts, load
-from gptoss_ft.model.expert_products import GroupedProducts, LoopedProducts
+from gptoss_ft.model import load
+from gptoss_ft.model.attention import cpu as attention_cpu
+from gptoss_ft.model.attention import cuda as attention_cuda
+from gptoss_ft.model.attention import sinks as sink
+from gptoss_ft.model.experts import module as experts
+from gptoss_ft.model.experts.products import GroupedProducts, LoopedProducts
 
 # `cpu:0` is where the GPU's code runs in bfloat16; `cpu` stays the reference.
 GPU = torch.device("cpu:0")

@@ -14,15 +14,16 @@ from transformers import GptOssConfig
 from gptoss_ft.adapters.model import AdaptedModel, AdapterInfo, add_adapter
 from gptoss_ft.adapters.options import AdapterOptions
 from gptoss_ft.data.collate_pairs import PairCollator
-from gptoss_ft.model import attention, expert_products
-from gptoss_ft.model.attention import SINK_ATTENTION, register_sink_attention
+from gptoss_ft.model.attention import sinks as attention
+from gptoss_ft.model.attention.sinks import SINK_ATTENTION, register_sink_attention
 from gptoss_ft.model.causal_lm import WeightedGptOss
-from gptoss_ft.model.expert_products import GroupedProducts, LoopedProducts, Products
-from gptoss_ft.model.experts import LowRank, PackedExperts
+from gptoss_ft.model.experts import products as expert_products
+from gptoss_ft.model.experts.module import LowRank, PackedExperts
+from gptoss_ft.model.experts.products import GroupedProducts, LoopedProducts, Products
 from gptoss_ft.model.load import replace_layers
 from gptoss_ft.model.storage import StoredEmbedding
 from gptoss_ft.mxfp4.codec import unpack
-from gptoss_ft.train.preference_batch import fused_output
+from gptoss_ft.train.trainers.preference_batch import fused_output
 
 LAYERS, EXPERTS, TOP = 4, 8, 2
 BATCH, LENGTH = 2, 300

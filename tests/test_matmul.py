@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptoss_ft.model import matmul
-from gptoss_ft.model.matmul import add_product, filled_up, multiply, put_product
+from gptoss_ft.model.cpu import matmul
+from gptoss_ft.model.cpu.matmul import add_product, filled_up, multiply, put_product
 
 ERROR = 1e-5
 

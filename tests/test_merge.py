@@ -29,7 +29,7 @@ from stock import (
     write_stock_adapter,
 )
 
-from gptoss_ft.merge.combine import Factors
+from gptoss_ft.adapters.combine import Factors
 from gptoss_ft.merge.plan import Action
 from gptoss_ft.merge.values import add_low_rank
 

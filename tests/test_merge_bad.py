@@ -13,11 +13,11 @@ import torch
 from merges import SMALL, Case, edit_tensor, full, lossless, merge_to, refusal, small
 from safetensors.torch import load_file, save_file
 
+from gptoss_ft.checkpoint.headers import fingerprint, open_checkpoint, tensor_digests
 from gptoss_ft.errors import MergeError
 from gptoss_ft.merge import plan
 from gptoss_ft.merge.options import MergeOptions
 from gptoss_ft.merge.plan import plan_merge
-from gptoss_ft.model.checkpoint import fingerprint, open_checkpoint, tensor_digests
 from gptoss_ft.model.tiny import write_tiny
 
 __all__ = ["full", "lossless", "small"]

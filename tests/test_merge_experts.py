@@ -22,8 +22,8 @@ from stock import (
 
 from gptoss_ft.adapters.check import check_adapter
 from gptoss_ft.adapters.files import open_adapter
+from gptoss_ft.checkpoint.headers import open_checkpoint
 from gptoss_ft.cli import run
-from gptoss_ft.model.checkpoint import open_checkpoint
 from gptoss_ft.model.tiny import write_tiny
 from gptoss_ft.mxfp4.codec import FP4_VALUES
 

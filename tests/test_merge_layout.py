@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from merges import Case, contents, full, lossless, merge_to, small
 
+from gptoss_ft.checkpoint.headers import fingerprint, open_checkpoint, read_header
 from gptoss_ft.cli import run
 from gptoss_ft.files import sha256_file
 from gptoss_ft.merge.options import MergeOptions
 from gptoss_ft.merge.plan import plan_merge
-from gptoss_ft.model.checkpoint import fingerprint, open_checkpoint, read_header
 
 __all__ = ["full", "lossless", "small"]
 

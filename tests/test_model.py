@@ -14,12 +14,12 @@ from transformers import GptOssConfig
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts, GptOssForCausalLM
 
+from gptoss_ft.checkpoint.headers import open_checkpoint
+from gptoss_ft.checkpoint.locate import locate_checkpoint
 from gptoss_ft.data.collate import Collator
 from gptoss_ft.errors import CheckpointError
-from gptoss_ft.model.checkpoint import open_checkpoint
-from gptoss_ft.model.experts import LowRank, PackedExperts
+from gptoss_ft.model.experts.module import LowRank, PackedExperts
 from gptoss_ft.model.load import load_model
-from gptoss_ft.model.locate import locate_checkpoint
 from gptoss_ft.model.storage import linear
 from gptoss_ft.mxfp4.codec import floor_scales, pack
 

@@ -17,14 +17,14 @@ from peft import PeftModel
 from small_trainer import adapted, trainer_on
 from stock import load_stock
 
+from gptoss_ft.checkpoint.headers import open_checkpoint
 from gptoss_ft.data.collate import Collator
 from gptoss_ft.data.pack import best_fit, pack_rows
 from gptoss_ft.harmony.render import IGNORE
 from gptoss_ft.model.causal_lm import WeightedGptOss
-from gptoss_ft.model.checkpoint import open_checkpoint
 from gptoss_ft.model.load import load_model
 from gptoss_ft.model.tiny import TinyOptions, write_tiny
-from gptoss_ft.train.trainer import WeightedSFTTrainer
+from gptoss_ft.train.trainers.sft import WeightedSFTTrainer
 
 LENGTHS = [5, 150, 40, 17, 230, 90, 3, 61]  # two longer than the sliding window of 128
 CAPACITY = 256

@@ -15,6 +15,7 @@ import pytest
 from harmony_oracle import harmony_encoding, oracle_messages, render_ids
 
 from gptoss_ft.data import pack
+from gptoss_ft.data.formats import parse
 from gptoss_ft.data.options import DataOptions
 from gptoss_ft.data.pairs import CHANNELS
 from gptoss_ft.data.preferences import (
@@ -26,7 +27,6 @@ from gptoss_ft.data.preferences import (
     write_rows,
 )
 from gptoss_ft.errors import DataError
-from gptoss_ft.harmony.formats import parse
 from gptoss_ft.harmony.messages import Preference
 from gptoss_ft.harmony.options import RenderOptions
 from gptoss_ft.harmony.vocabulary import END, RETURN, packaged_vocabulary

@@ -15,8 +15,8 @@ from torch import nn
 
 from gptoss_ft.adapters.model import AdaptedModel, AdapterInfo, add_adapter
 from gptoss_ft.adapters.options import AdapterOptions
+from gptoss_ft.checkpoint.headers import open_checkpoint
 from gptoss_ft.errors import CheckpointError
-from gptoss_ft.model.checkpoint import open_checkpoint
 from gptoss_ft.model.load import compute_dtype, load_model
 
 WATCHED = ("self_attn", "mlp", "input_layernorm", "q_proj", "o_proj", "experts", "norm", "router")

@@ -27,12 +27,12 @@ from transformers import AutoTokenizer, TrainerCallback
 from gptoss_ft.adapters.check import check_adapter
 from gptoss_ft.adapters.files import open_adapter
 from gptoss_ft.adapters.options import AdapterOptions
+from gptoss_ft.checkpoint.headers import fingerprint, open_checkpoint
 from gptoss_ft.data.options import DataOptions
 from gptoss_ft.errors import AdapterError, GptOssFtError
 from gptoss_ft.merge.options import MergeOptions
 from gptoss_ft.merge.plan import plan_merge
 from gptoss_ft.merge.stream import merge
-from gptoss_ft.model.checkpoint import fingerprint, open_checkpoint
 from gptoss_ft.train import preference
 from gptoss_ft.train import sft as sft_module
 from gptoss_ft.train.options import TrainOptions

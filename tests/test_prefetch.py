@@ -18,11 +18,11 @@ from transformers import GptOssConfig
 
 from gptoss_ft.adapters.model import AdapterInfo, add_adapter
 from gptoss_ft.adapters.options import AdapterOptions
-from gptoss_ft.model import prefetch
-from gptoss_ft.model.checkpoint import open_checkpoint
-from gptoss_ft.model.experts import PackedExperts
+from gptoss_ft.checkpoint.headers import open_checkpoint
+from gptoss_ft.model.cpu import prefetch
+from gptoss_ft.model.cpu.prefetch import will_need
+from gptoss_ft.model.experts.module import PackedExperts
 from gptoss_ft.model.load import load_model
-from gptoss_ft.model.prefetch import will_need
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="madvise is Linux's")
 LAYERS = 4

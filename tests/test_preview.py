@@ -23,11 +23,11 @@ from gptoss_ft.harmony.messages import (
     ToolCall,
 )
 from gptoss_ft.harmony.options import CHANNELS, RenderOptions
-from gptoss_ft.harmony.preview import preview_row
-from gptoss_ft.harmony.preview_pieces import Piece, blocks, panels, pieces
 from gptoss_ft.harmony.render import Renderer
-from gptoss_ft.harmony.rows import IGNORE, Head, Row, Trained, encoded
+from gptoss_ft.harmony.segments import IGNORE, Head, Row, Trained, encoded
 from gptoss_ft.harmony.vocabulary import END, FIRST_SPECIAL, RETURN
+from gptoss_ft.preview.choice import preview_row
+from gptoss_ft.preview.panels import Piece, blocks, panels, pieces
 
 
 def ragged(ids: list[int], weights: list[float]) -> Row:

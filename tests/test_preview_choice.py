@@ -12,9 +12,9 @@ from preview_rows import RENDERER, VOCABULARY, assistant, user
 from rich.console import Console
 
 from gptoss_ft.errors import DataError
-from gptoss_ft.harmony import preview as previews
 from gptoss_ft.harmony.messages import Conversation, Feedback, HarmonyText
-from gptoss_ft.harmony.preview import PreviewOptions, preview
+from gptoss_ft.preview import choice as previews
+from gptoss_ft.preview.choice import PreviewOptions, preview
 
 
 def numbered(count: int) -> list[tuple[str, str, Conversation]]:

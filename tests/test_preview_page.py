@@ -12,9 +12,9 @@ from pages import HOSTILE, Page
 from preview_rows import RENDERER, VOCABULARY, assistant, many, rows, text_of, user
 
 from gptoss_ft.harmony.messages import Conversation
-from gptoss_ft.harmony.preview import preview_row
-from gptoss_ft.harmony.preview_html import page, write_html
-from gptoss_ft.harmony.preview_pieces import factor, panels
+from gptoss_ft.preview.choice import preview_row
+from gptoss_ft.preview.html import page, write_html
+from gptoss_ft.preview.panels import factor, panels
 
 
 def test_the_page_holds_the_rows_exactly_and_nothing_that_acts() -> None:

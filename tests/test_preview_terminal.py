@@ -9,10 +9,10 @@ from preview_rows import RENDERER, VOCABULARY, assistant, user
 from rich.console import Console
 
 from gptoss_ft.harmony.messages import Conversation, Preference
-from gptoss_ft.harmony.preview import PreviewRow, preview_row
-from gptoss_ft.harmony.preview_html import page
-from gptoss_ft.harmony.preview_pieces import factor
-from gptoss_ft.harmony.preview_terminal import show_terminal, visible
+from gptoss_ft.preview.choice import PreviewRow, preview_row
+from gptoss_ft.preview.html import page
+from gptoss_ft.preview.panels import factor
+from gptoss_ft.preview.terminal import show_terminal, visible
 
 
 def drawn(some: list[PreviewRow], width: int = 140, colour: bool = True) -> Console:

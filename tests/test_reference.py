@@ -16,11 +16,11 @@ from preference_runs import write_base, write_pairs
 
 from gptoss_ft.adapters.model import AdaptedModel, AdapterInfo, add_adapter
 from gptoss_ft.adapters.options import AdapterOptions
+from gptoss_ft.checkpoint.headers import open_checkpoint
 from gptoss_ft.data.options import DataOptions
 from gptoss_ft.data.preferences import Groups, PreferenceData, prepare_pairs, prepare_ratings
 from gptoss_ft.harmony.options import RenderOptions
 from gptoss_ft.harmony.vocabulary import packaged_vocabulary
-from gptoss_ft.model.checkpoint import open_checkpoint
 from gptoss_ft.model.load import load_model
 from gptoss_ft.train import reference as module
 from gptoss_ft.train.reference import Reference, training_rows

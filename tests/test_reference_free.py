@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer as StockORPO
 
-from gptoss_ft.train.reference_free import ORPOTrainer, SimPOTrainer, log1mexp
+from gptoss_ft.train.trainers.reference_free import ORPOTrainer, SimPOTrainer, log1mexp
 
 LEARNING_RATE = 1e-2
 

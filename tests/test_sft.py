@@ -15,9 +15,9 @@ from transformers import TrainerCallback
 
 from gptoss_ft.adapters.files import open_adapter
 from gptoss_ft.adapters.options import AdapterOptions
+from gptoss_ft.checkpoint.headers import fingerprint, open_checkpoint
 from gptoss_ft.data.dataset import DataOptions
 from gptoss_ft.errors import GptOssFtError, RunError
-from gptoss_ft.model.checkpoint import fingerprint, open_checkpoint
 from gptoss_ft.model.tiny import TinyOptions, write_tiny
 from gptoss_ft.train import sft
 from gptoss_ft.train.options import ModelOptions, TrackerOptions, TrainOptions

@@ -13,8 +13,8 @@ from small_trainer import adapted, settings_for, tokenizer_in, trainer_on
 from stock import load_stock
 from trl import SFTConfig, SFTTrainer
 
+from gptoss_ft.checkpoint.headers import open_checkpoint
 from gptoss_ft.data.collate import Collator
-from gptoss_ft.model.checkpoint import open_checkpoint
 from gptoss_ft.model.tiny import TinyOptions, write_tiny
 
 IGNORE = -100

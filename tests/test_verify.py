@@ -15,22 +15,22 @@ from merges import SMALL, Case, edit_tensor, make_case
 from peft import PeftModel
 from stock import load_stock, set_tensors
 
+from gptoss_ft.adapters.combine import combine
 from gptoss_ft.adapters.files import open_adapter
+from gptoss_ft.checkpoint.headers import open_checkpoint
 from gptoss_ft.cli import run as run_command
 from gptoss_ft.errors import CheckpointError, ConfigError
-from gptoss_ft.merge import reload as reload_module
-from gptoss_ft.merge.combine import combine
+from gptoss_ft.inference.token_rows import TokenRow, read_rows
+from gptoss_ft.inference.tuned import tuned_model
 from gptoss_ft.merge.options import MergeOptions
 from gptoss_ft.merge.plan import plan_merge
-from gptoss_ft.merge.reload import reload
-from gptoss_ft.merge.rows import TokenRow, read_rows
-from gptoss_ft.merge.spot import spot_check
 from gptoss_ft.merge.stream import merge
-from gptoss_ft.merge.tuned import tuned_model
-from gptoss_ft.merge.verify import VerifyOptions, lines, run_verify, verify
-from gptoss_ft.model.checkpoint import open_checkpoint
 from gptoss_ft.model.mapped import load_mapped
 from gptoss_ft.model.tiny import write_tiny
+from gptoss_ft.verify import reload as reload_module
+from gptoss_ft.verify.command import VerifyOptions, lines, run_verify, verify
+from gptoss_ft.verify.reload import reload
+from gptoss_ft.verify.spot import spot_check
 
 ROWS = 2
 TARGETS = {

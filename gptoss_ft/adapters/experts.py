@@ -17,7 +17,7 @@ from torch import nn
 
 from gptoss_ft.adapters.layout import expert_A, view_B
 from gptoss_ft.errors import AdapterError, Problem
-from gptoss_ft.model.experts import LowRank, PackedExperts
+from gptoss_ft.model.experts.module import LowRank, PackedExperts
 from gptoss_ft.mxfp4.codec import BLOCK_SIZE
 
 

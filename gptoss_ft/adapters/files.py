@@ -29,8 +29,8 @@ from safetensors import SafetensorError, safe_open
 
 from gptoss_ft.adapters.layout import EXPERT_PARAMETERS, expert_A, expert_B
 from gptoss_ft.adapters.targets import ends_with_one_of
+from gptoss_ft.checkpoint.headers import Checkpoint, TensorInfo, read_header
 from gptoss_ft.errors import AdapterError, Problem
-from gptoss_ft.model.checkpoint import Checkpoint, TensorInfo, read_header
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"

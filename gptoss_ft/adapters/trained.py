@@ -16,7 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.nn.utils import parametrize
 
-from gptoss_ft.model.experts import PackedExperts
+from gptoss_ft.model.experts.module import PackedExperts
 
 
 class TrainedTensor(nn.Module, BaseTunerLayer):

@@ -11,11 +11,11 @@ from pathlib import Path
 import datasets
 import numpy as np
 
+from gptoss_ft.data.cache import RenderedSource, code_version, render_source
 from gptoss_ft.data.mix import Mix, Table, mix
 from gptoss_ft.data.options import DataOptions, SourceOptions, cache_folder
 from gptoss_ft.data.pack import Bins, best_fit, pack_rows
 from gptoss_ft.data.read import read_source
-from gptoss_ft.data.render import RenderedSource, code_version, render_source
 from gptoss_ft.data.rows import CONVERSATIONS, RowKind, parse_chunk
 from gptoss_ft.data.summary import Counts, DataSummary, summarise
 from gptoss_ft.errors import ConfigError, DataError, GptOssFtError, Problem

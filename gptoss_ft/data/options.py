@@ -8,8 +8,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gptoss_ft.data.formats import FORMATS
 from gptoss_ft.errors import Problem
-from gptoss_ft.harmony.formats import FORMATS
 from gptoss_ft.harmony.options import RenderOptions
 from gptoss_ft.harmony.vocabulary import CONTEXT_TOKENS
 

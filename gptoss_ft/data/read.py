@@ -16,9 +16,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from gptoss_ft.data.formats.common import quote
 from gptoss_ft.data.options import SourceOptions
 from gptoss_ft.errors import DataError, Problem
-from gptoss_ft.harmony.formats.common import quote
 
 CHUNK_ROWS = 256
 # A chunk is closed early when its rows are long, so that workers stay evenly busy.

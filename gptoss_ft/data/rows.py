@@ -14,11 +14,11 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from gptoss_ft.data.formats import detect, parse
 from gptoss_ft.data.options import DataOptions, SourceOptions
 from gptoss_ft.data.read import Chunk, decode, read_source
 from gptoss_ft.data.summary import Counts
 from gptoss_ft.errors import DataError, Problem
-from gptoss_ft.harmony.formats import detect, parse
 from gptoss_ft.harmony.messages import (
     Conversation,
     Document,

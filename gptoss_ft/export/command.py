@@ -8,9 +8,9 @@ from typing import Protocol
 
 from tqdm import tqdm
 
+from gptoss_ft.checkpoint.destination import free_bytes, place_problems, space_problems
 from gptoss_ft.errors import ExportError, Problem
 from gptoss_ft.export.options import ExportOptions
-from gptoss_ft.export.place import free_bytes, place_problems, space_problems
 from gptoss_ft.export.source import Source, open_source
 from gptoss_ft.files import whole_file, whole_folder
 

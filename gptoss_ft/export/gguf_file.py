@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from gptoss_ft.checkpoint.shards import write_all
 from gptoss_ft.errors import Problem
-from gptoss_ft.export.safetensors import write_all
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from gptoss_ft.checkpoint.headers import TensorInfo
+from gptoss_ft.checkpoint.slices import experts, row_parts
 from gptoss_ft.errors import ExportError, Problem
-from gptoss_ft.model.checkpoint import TensorInfo
-from gptoss_ft.model.parts import experts, row_parts
 from gptoss_ft.mxfp4.codec import unpack
 
 TORCH_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

@@ -20,6 +20,8 @@ from pathlib import Path
 import psutil
 from tqdm import tqdm
 
+from gptoss_ft.checkpoint.companions import companion_files
+from gptoss_ft.checkpoint.headers import expected_shapes
 from gptoss_ft.errors import ExportError, Problem
 from gptoss_ft.export.options import ExportOptions
 from gptoss_ft.export.source import (
@@ -29,8 +31,6 @@ from gptoss_ft.export.source import (
     packed_problems,
     tokenizer_problems,
 )
-from gptoss_ft.export.transformers import companion_files
-from gptoss_ft.model.checkpoint import expected_shapes
 
 BUILDER = "onnxruntime_genai.models.builder"
 MODULES = ("onnxruntime_genai", "onnx_ir")

@@ -15,9 +15,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from gptoss_ft.checkpoint.shards import Joined, write_joined
 from gptoss_ft.errors import Problem
 from gptoss_ft.export.options import ExportOptions
-from gptoss_ft.export.safetensors import Joined, write_joined
 from gptoss_ft.export.source import (
     Source,
     alternating_problems,

@@ -9,10 +9,10 @@ from typing import Any
 
 from gptoss_ft.adapters.check import check_adapter
 from gptoss_ft.adapters.files import ADAPTER_CONFIG, Adapter, open_adapter
+from gptoss_ft.checkpoint.headers import Checkpoint, open_checkpoint
 from gptoss_ft.errors import GptOssFtError, Problem
 from gptoss_ft.export.options import ExportOptions
 from gptoss_ft.harmony.vocabulary import load_vocabulary
-from gptoss_ft.model.checkpoint import Checkpoint, open_checkpoint
 
 # A merge with experts=adapter leaves what was trained in the experts in this folder of its output.
 EXPERT_ADAPTER = "expert_adapter"

@@ -17,6 +17,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from gptoss_ft.adapters.files import ADAPTER_CONFIG
+from gptoss_ft.checkpoint.companions import (
+    checkpoint_config,
+    companion_files,
+    copy_companion_files,
+)
+from gptoss_ft.checkpoint.headers import INDEX_NAME
 from gptoss_ft.errors import Problem
 from gptoss_ft.export import vllm_adapter
 from gptoss_ft.export.options import ExportOptions
@@ -27,13 +33,7 @@ from gptoss_ft.export.source import (
     packed_problems,
     tokenizer_problems,
 )
-from gptoss_ft.export.transformers import (
-    checkpoint_config,
-    companion_files,
-    copy_companion_files,
-)
 from gptoss_ft.files import write_json
-from gptoss_ft.model.checkpoint import INDEX_NAME
 
 # As released; transformers 5 reads these and writes newer ones.
 LEGACY_KEYS = ("rope_theta", "rope_scaling", "num_experts_per_tok", "experts_per_token")

@@ -25,9 +25,9 @@ from gptoss_ft.adapters.files import (
     configured_rank,
     read_tensor,
 )
+from gptoss_ft.checkpoint.shards import safetensors_header, write_all
 from gptoss_ft.errors import Problem
 from gptoss_ft.export.options import ExportOptions
-from gptoss_ft.export.safetensors import safetensors_header, write_all
 from gptoss_ft.files import write_json
 
 # vLLM allocates for one of these ranks (`config/lora.py`).

@@ -25,7 +25,8 @@ from gptoss_ft.harmony.messages import (
     ToolSpec,
 )
 from gptoss_ft.harmony.options import RenderOptions
-from gptoss_ft.harmony.rows import (
+from gptoss_ft.harmony.raw import SpelledMessage, read_spelled
+from gptoss_ft.harmony.segments import (
     IGNORE,
     Encoded,
     Head,
@@ -41,7 +42,6 @@ from gptoss_ft.harmony.rows import (
     last_final,
     trains,
 )
-from gptoss_ft.harmony.spelled import SpelledMessage, read_spelled
 from gptoss_ft.harmony.tools import FUNCTIONS
 from gptoss_ft.harmony.vocabulary import (
     CALL,

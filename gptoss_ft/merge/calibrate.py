@@ -21,14 +21,14 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from gptoss_ft.adapters.combine import Changes, Factors, read_factors, trained_value
+from gptoss_ft.checkpoint.headers import Checkpoint
 from gptoss_ft.errors import MergeError, Problem
 from gptoss_ft.files import whole_file, write_json
-from gptoss_ft.merge.combine import Changes, Factors, read_factors, trained_value
-from gptoss_ft.merge.rows import Pack, TokenRow, hidden_states, packs, read_rows
-from gptoss_ft.merge.tuned import tuned_model
+from gptoss_ft.inference.token_rows import Pack, TokenRow, hidden_states, packs, read_rows
+from gptoss_ft.inference.tuned import tuned_model
 from gptoss_ft.model.causal_lm import WeightedGptOss
-from gptoss_ft.model.checkpoint import Checkpoint
-from gptoss_ft.model.expert_gate import Gate
+from gptoss_ft.model.experts.gate import Gate
 from gptoss_ft.mxfp4.codec import unpack
 from gptoss_ft.mxfp4.gptq import bias_correction, gptq
 from gptoss_ft.mxfp4.rounding import Rounded

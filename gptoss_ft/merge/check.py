@@ -8,15 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gptoss_ft.adapters.combine import Changes
+from gptoss_ft.checkpoint.companions import companion_files
+from gptoss_ft.checkpoint.destination import place_problems, space_problems
+from gptoss_ft.checkpoint.headers import Checkpoint
+from gptoss_ft.checkpoint.slices import row_parts
 from gptoss_ft.errors import GptOssFtError, MergeError, Problem
-from gptoss_ft.export.place import place_problems, space_problems
-from gptoss_ft.export.transformers import companion_files
 from gptoss_ft.files import leftovers
-from gptoss_ft.merge.combine import Changes
 from gptoss_ft.merge.journal import JOURNAL_NAME, MANIFEST_NAME, require_same
 from gptoss_ft.merge.options import MergeOptions
-from gptoss_ft.model.checkpoint import Checkpoint
-from gptoss_ft.model.parts import row_parts
 from gptoss_ft.mxfp4.codec import NAN_SCALE
 
 if TYPE_CHECKING:
@@ -78,8 +78,8 @@ def calibration_problems(options: MergeOptions) -> list[Problem]:
     """Bad rows, or too few, among those to calibrate on."""
     if not options.calibration:
         return []
+    from gptoss_ft.inference.token_rows import read_rows
     from gptoss_ft.merge.calibrate import HELD_OUT_EVERY  # the model and the renderer
-    from gptoss_ft.merge.rows import read_rows
 
     try:
         rows = read_rows(Path(options.base), Path(options.calibration), options.calibration_rows)

@@ -8,7 +8,7 @@ from itertools import islice
 
 import torch
 
-from gptoss_ft.merge.combine import Factors
+from gptoss_ft.adapters.combine import Factors
 from gptoss_ft.merge.plan import Action, MergePlan, PlannedTensor
 from gptoss_ft.merge.statistics import Tally
 from gptoss_ft.merge.values import Rounder, Workbench, parts

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
+from gptoss_ft.adapters.combine import Changes
 from gptoss_ft.adapters.files import FORMAT, Adapter, LoraFactors, read_tensor
 from gptoss_ft.adapters.layout import EXPERT_PARAMETERS, expert_A, expert_B, joined_A, joined_B
-from gptoss_ft.merge.combine import Changes
-from gptoss_ft.model.checkpoint import TensorInfo
+from gptoss_ft.checkpoint.headers import TensorInfo
 
 FOLDER = "expert_adapter"
 

@@ -23,6 +23,7 @@ import torch
 
 import gptoss_ft
 from gptoss_ft.adapters.check import check_adapter
+from gptoss_ft.adapters.combine import Changes, TrainedValue, combine
 from gptoss_ft.adapters.files import (
     ADAPTER_WEIGHTS,
     Adapter,
@@ -30,14 +31,8 @@ from gptoss_ft.adapters.files import (
     base_names,
     open_adapter,
 )
-from gptoss_ft.errors import GptOssFtError, MergeError, Problem
-from gptoss_ft.export.place import free_bytes
-from gptoss_ft.files import sha256_file
-from gptoss_ft.merge import check
-from gptoss_ft.merge.combine import Changes, TrainedValue, combine
-from gptoss_ft.merge.expert_adapter import FOLDER, ExpertAdapter, plan_expert_adapter
-from gptoss_ft.merge.options import MergeOptions
-from gptoss_ft.model.checkpoint import (
+from gptoss_ft.checkpoint.destination import free_bytes
+from gptoss_ft.checkpoint.headers import (
     DTYPES,
     Checkpoint,
     TensorInfo,
@@ -45,6 +40,11 @@ from gptoss_ft.model.checkpoint import (
     fingerprint,
     open_checkpoint,
 )
+from gptoss_ft.errors import GptOssFtError, MergeError, Problem
+from gptoss_ft.files import sha256_file
+from gptoss_ft.merge import check
+from gptoss_ft.merge.expert_adapter import FOLDER, ExpertAdapter, plan_expert_adapter
+from gptoss_ft.merge.options import MergeOptions
 
 
 class Action(StrEnum):

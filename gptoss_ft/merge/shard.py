@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from gptoss_ft.export.safetensors import safetensors_header, write_all
+from gptoss_ft.checkpoint.shards import safetensors_header, write_all
 from gptoss_ft.files import whole_file
 from gptoss_ft.merge.journal import FinishedShard
 from gptoss_ft.merge.plan import PlannedShard

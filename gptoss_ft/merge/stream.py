@@ -16,12 +16,13 @@ from tqdm import tqdm
 
 import gptoss_ft
 from gptoss_ft.adapters.files import ADAPTER_CONFIG, ADAPTER_INFO
-from gptoss_ft.errors import MergeError, Problem
-from gptoss_ft.export.transformers import (
+from gptoss_ft.checkpoint.companions import (
     checkpoint_config,
     companion_files,
     copy_companion_files,
 )
+from gptoss_ft.checkpoint.headers import INDEX_NAME, fingerprint, open_checkpoint
+from gptoss_ft.errors import MergeError, Problem
 from gptoss_ft.files import remove_leftovers, sha256_file, write_json
 from gptoss_ft.merge.expert_adapter import FOLDER
 from gptoss_ft.merge.journal import (
@@ -37,7 +38,6 @@ from gptoss_ft.merge.report import REPORT_NAME, TABLE_NAME, rho_problems, write_
 from gptoss_ft.merge.shard import write_shard
 from gptoss_ft.merge.statistics import TensorStatistics
 from gptoss_ft.merge.values import Rounder, Workbench
-from gptoss_ft.model.checkpoint import INDEX_NAME, fingerprint, open_checkpoint
 
 CALIBRATION = ".calibration"
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from gptoss_ft.adapters.combine import Factors, read_factors, trained_value
 from gptoss_ft.adapters.files import is_expert_stem
-from gptoss_ft.merge.combine import Factors, read_factors, trained_value
+from gptoss_ft.checkpoint.slices import experts, row_parts
 from gptoss_ft.merge.expert_adapter import joined_factor
 from gptoss_ft.merge.plan import Action, PlannedTensor
 from gptoss_ft.merge.statistics import Tally
-from gptoss_ft.model.parts import experts, row_parts
 from gptoss_ft.mxfp4.codec import unpack
 from gptoss_ft.mxfp4.rounding import nearest
 

@@ -15,13 +15,13 @@ from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 from transformers.models.gpt_oss.modeling_gpt_oss import load_balancing_loss_func
 from transformers.utils.generic import ModelOutput
 
-from gptoss_ft.model.attention import SINK_ATTENTION
-from gptoss_ft.model.attention_documents import (
+from gptoss_ft.model.attention.documents import (
     Documents,
     dense_masks,
     document_masks,
     documents_of,
 )
+from gptoss_ft.model.attention.sinks import SINK_ATTENTION
 from gptoss_ft.model.loss import weighted_loss
 from gptoss_ft.model.storage import StoredEmbedding
 from gptoss_ft.model.token_scores import TokenScores, token_scores

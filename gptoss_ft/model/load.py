@@ -23,14 +23,14 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from gptoss_ft.checkpoint.headers import Checkpoint
 from gptoss_ft.errors import CheckpointError, Problem
-from gptoss_ft.model.allocator import return_large_buffers
-from gptoss_ft.model.attention import SINK_ATTENTION, register_sink_attention
+from gptoss_ft.model.attention.sinks import SINK_ATTENTION, register_sink_attention
 from gptoss_ft.model.causal_lm import WeightedGptOss
-from gptoss_ft.model.checkpoint import Checkpoint
-from gptoss_ft.model.experts import PackedExperts
+from gptoss_ft.model.cpu.allocator import return_large_buffers
+from gptoss_ft.model.cpu.prefetch import prefetch_layers
+from gptoss_ft.model.experts.module import PackedExperts
 from gptoss_ft.model.norm import FrozenNorm
-from gptoss_ft.model.prefetch import prefetch_layers
 from gptoss_ft.model.storage import StoredEmbedding, StoredLinear, StoredRouter
 
 QUANT_METHOD = "gptoss_ft_packed_mxfp4"

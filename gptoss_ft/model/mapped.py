@@ -12,10 +12,10 @@ from torch import nn
 from transformers import GptOssConfig
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts, GptOssRotaryEmbedding
 
-from gptoss_ft.model.attention import SINK_ATTENTION, register_sink_attention
+from gptoss_ft.checkpoint.headers import Checkpoint
+from gptoss_ft.model.attention.sinks import SINK_ATTENTION, register_sink_attention
 from gptoss_ft.model.causal_lm import WeightedGptOss
-from gptoss_ft.model.checkpoint import Checkpoint
-from gptoss_ft.model.expert_gate import Gate
+from gptoss_ft.model.experts.gate import Gate
 from gptoss_ft.model.load import load_model, replace_layers
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssTopKRouter
 
-from gptoss_ft.model.matmul import put_product
+from gptoss_ft.model.cpu.matmul import put_product
 
 TILE_VALUES = 1 << 19  # converted at once: 2 MB of float32, which stay in the cache
 

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from gptoss_ft.checkpoint.headers import INDEX_NAME, expected_shapes
 from gptoss_ft.errors import ConfigError, Problem
 from gptoss_ft.files import is_empty, whole_folder, write_json
 from gptoss_ft.harmony.vocabulary import write_tokenizer_files
-from gptoss_ft.model.checkpoint import INDEX_NAME, expected_shapes
 from gptoss_ft.mxfp4.codec import BLOCK_SIZE, floor_scales, pack
 
 VOCABULARY_ROWS = 201_088

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from gptoss_ft.model.matmul import add_product, put_product
+from gptoss_ft.model.cpu.matmul import add_product, put_product
 
 # With the vocabulary's slice this bounds the logits that exist together.
 ROWS_AT_ONCE = 2_048

@@ -10,17 +10,14 @@ from transformers import AutoTokenizer, Trainer, set_seed
 from trl import DPOConfig, KTOConfig
 
 from gptoss_ft.adapters.files import Adapter
+from gptoss_ft.checkpoint.headers import Checkpoint
 from gptoss_ft.data.collate_pairs import PairCollator, RatedCollator
 from gptoss_ft.data.options import cache_folder
 from gptoss_ft.data.preferences import Groups, PreferenceData, prepare_pairs, prepare_ratings
 from gptoss_ft.harmony.vocabulary import load_vocabulary
-from gptoss_ft.model.checkpoint import Checkpoint
-from gptoss_ft.train.dpo import PairDPOTrainer
-from gptoss_ft.train.kto import RatedKTOTrainer
 from gptoss_ft.train.options import TrainOptions
 from gptoss_ft.train.preference_options import PreferenceOptions, estimates_divergence
 from gptoss_ft.train.reference import Reference, training_rows
-from gptoss_ft.train.reference_free import ORPOTrainer, SimPOTrainer
 from gptoss_ft.train.run import RunFolder, open_run
 from gptoss_ft.train.steps import (
     Say,
@@ -33,6 +30,9 @@ from gptoss_ft.train.steps import (
     trainer_settings,
     trl_configuration,
 )
+from gptoss_ft.train.trainers.dpo import PairDPOTrainer
+from gptoss_ft.train.trainers.kto import RatedKTOTrainer
+from gptoss_ft.train.trainers.reference_free import ORPOTrainer, SimPOTrainer
 
 # Weighted good completions for one weighted bad one, of which KTO works well (Ethayarajh et al.
 # 2024, equation 8).

@@ -27,12 +27,12 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from gptoss_ft.adapters.model import AdaptedModel
+from gptoss_ft.data.cache import code_version
 from gptoss_ft.data.pack import ListColumn
 from gptoss_ft.data.pairs import list_array
 from gptoss_ft.data.preferences import Branch, PreferenceData, Selection, write_rows
-from gptoss_ft.data.render import code_version
 from gptoss_ft.files import code_digest, whole_file
-from gptoss_ft.model.scores import score_rated_rows, score_rows
+from gptoss_ft.train.scores import score_rated_rows, score_rows
 from gptoss_ft.train.steps import Say
 
 # A killed pass loses what was computed since its last part.
@@ -68,7 +68,7 @@ class Reference:
 
 def scoring_version() -> str:
     """Changes with the code that turns tokens into log-probabilities, and with its libraries."""
-    code = code_digest("model", "adapters", "mxfp4", "data/collate_pairs.py")
+    code = code_digest("model", "adapters", "mxfp4", "train/scores.py", "data/collate_pairs.py")
     return " ".join([code, *(version(name) for name in ("torch", "transformers", "peft"))])
 
 

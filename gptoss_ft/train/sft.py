@@ -8,10 +8,10 @@ from transformers import AutoTokenizer, set_seed
 from trl import SFTConfig
 
 from gptoss_ft.adapters.model import AdaptedModel
+from gptoss_ft.checkpoint.headers import Checkpoint
 from gptoss_ft.data.collate import Collator
 from gptoss_ft.data.dataset import PreparedData, prepare
 from gptoss_ft.harmony.vocabulary import load_vocabulary
-from gptoss_ft.model.checkpoint import Checkpoint
 from gptoss_ft.train.options import TrainOptions
 from gptoss_ft.train.run import RunFolder, open_run
 from gptoss_ft.train.steps import (
@@ -25,7 +25,7 @@ from gptoss_ft.train.steps import (
     trainer_settings,
     trl_configuration,
 )
-from gptoss_ft.train.trainer import WeightedSFTTrainer
+from gptoss_ft.train.trainers.sft import WeightedSFTTrainer
 
 
 def train_sft(options: TrainOptions, config_yaml: str, say: Say = print) -> Path:

@@ -30,15 +30,15 @@ from gptoss_ft.adapters.model import (
     load_adapter,
 )
 from gptoss_ft.adapters.start import adapter_fingerprint, continued, described, open_start
+from gptoss_ft.checkpoint.headers import Checkpoint, fingerprint, open_checkpoint, tensor_digests
+from gptoss_ft.checkpoint.locate import locate_checkpoint
 from gptoss_ft.data.dataset import check_data
 from gptoss_ft.errors import ConfigError, Problem, gather
 from gptoss_ft.files import is_empty, whole_folder, write_json
-from gptoss_ft.model.checkpoint import Checkpoint, fingerprint, open_checkpoint, tensor_digests
 from gptoss_ft.model.load import load_model
-from gptoss_ft.model.locate import locate_checkpoint
 from gptoss_ft.model.tiny import TinyOptions, write_tiny
+from gptoss_ft.train.callbacks.monitor import Monitor
 from gptoss_ft.train.checkpoints import clean, newest_checkpoint, step_of
-from gptoss_ft.train.monitor import Monitor
 from gptoss_ft.train.options import TrainOptions
 from gptoss_ft.train.run import RunFolder, check_run_folder, outcome, trim_metrics, versions
 

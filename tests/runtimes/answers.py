@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from gptoss_ft.merge.rows import TokenRow, read_rows
+from gptoss_ft.inference.token_rows import TokenRow, read_rows
 
 DEFAULTS = {"model": "", "adapter": "", "tokenizer": "", "file": "", "min_exact": "0"}
 ALL_ROWS = sys.maxsize

@@ -24,7 +24,7 @@ from runtimes.cases import Case, all_cases
 from runtimes.environments import python_of
 from stock import load_stock
 
-from gptoss_ft.merge.rows import read_rows
+from gptoss_ft.inference.token_rows import read_rows
 
 DEFAULTS = {"demo": "outputs/demo", "work": "outputs/runtimes", "onnx": "true", "vllm": "false"}
 DATA = DRIVERS.parents[1] / "data" / "lighthouse.jsonl"

@@ -1,0 +1,94 @@
+"""Alpaca's instruction format: `instruction`, `input`, `output`, and `system` and `history`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gptoss_ft.data.formats.chat import check_turns
+from gptoss_ft.data.formats.common import (
+    Placed,
+    RowState,
+    check_columns,
+    check_text,
+    decoded,
+    read_effort,
+    read_text,
+    refuse_missing,
+    split_thinking,
+)
+from gptoss_ft.harmony.messages import Conversation, Message
+
+OPTIONAL = ("input", "system", "history", "reasoning_effort")
+
+
+def parse_alpaca(row: Mapping[str, Any], where: str, *, needs_answer: bool = True) -> Conversation:
+    """Read one Alpaca row; arguments and errors as of `parse_openai_chat`.
+
+    The question is the instruction, with the input after a blank line where there is one. Earlier
+    turns come from `history`, a list of [question, answer].
+    """
+    state = RowState(where)
+    effort = read_effort(row, state)
+    check_columns(row, OPTIONAL, state)
+    placed: list[Placed] = []
+    system = _optional(row.get("system"), "system", state)
+    if system:
+        placed.append(Placed("system", Message("system", system)))
+    placed += _history(row.get("history"), state)
+    refuse_missing(row, "instruction", state, "write what is asked")
+    instruction = read_text(row.get("instruction"), "instruction", state)
+    given = _optional(row.get("input"), "input", state)
+    question = "\n\n".join(part for part in (instruction, given) if part)
+    placed.append(Placed("instruction", Message("user", question)))
+    placed += _answers(row, state, needs_answer)
+    if not state.problems:
+        check_turns(placed, state, needs_answer)
+    state.check()
+    return Conversation(tuple(item.message for item in placed), effort=effort)
+
+
+def _optional(raw: Any, key: str, state: RowState) -> str:
+    """A text, which may be empty or missing."""
+    if raw is None or isinstance(raw, str):
+        return check_text(raw or "", key, state)
+    state.refuse(f"`{key}` is not a text", key, raw, "write a string")
+    return ""
+
+
+def _answers(row: Mapping[str, Any], state: RowState, needs_answer: bool) -> list[Placed]:
+    if needs_answer:
+        refuse_missing(row, "output", state, "write the answer")
+    elif not row.get("output"):
+        return []
+    text = read_text(row.get("output"), "output", state)
+    return [] if text is None else [_answer(text, "output", state)]
+
+
+def _answer(text: str, key: str, state: RowState) -> Placed:
+    thinking, content = split_thinking(text, key, state)
+    return Placed(key, Message("assistant", content, thinking))
+
+
+def _history(raw: Any, state: RowState) -> list[Placed]:
+    """Earlier turns, each a question and its answer."""
+    raw = decoded(raw)
+    if raw is None or raw == "":
+        return []
+    mend = "write a list of [question, answer]"
+    if not isinstance(raw, list):
+        state.refuse("`history` is not a list", "history", raw, mend)
+        return []
+    placed = []
+    for i, turn in enumerate(raw):
+        key = f"history[{i}]"
+        if not (isinstance(turn, list) and len(turn) == 2):
+            state.refuse("not a question and its answer", key, turn, mend)
+            continue
+        question, answer = (read_text(turn[j], f"{key}[{j}]", state) for j in (0, 1))
+        for j in (0, 1):
+            if turn[j] is None:
+                state.refuse(f"`{key}[{j}]` is missing", f"{key}[{j}]", mend=mend)
+        placed.append(Placed(f"{key}[0]", Message("user", question or "")))
+        placed.append(_answer(answer or "", f"{key}[1]", state))
+    return placed

@@ -1,0 +1,233 @@
+"""The chat format of the OpenAI API and its fine-tuning files.
+
+`messages`, `tools`, `tool_calls`, a `weight` per message, plus `thinking` (or
+`reasoning_content`) for the analysis, `builtin_tools` and `reasoning_effort`. The message lists of
+other formats are read here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gptoss_ft.data.formats.common import (
+    OBJECTS,
+    THINK,
+    Placed,
+    RowState,
+    Use,
+    check_columns,
+    check_keys,
+    check_text,
+    decoded,
+    is_utf8,
+    read_content,
+    read_effort,
+    read_weight,
+    refuse_missing,
+    split_thinking,
+)
+from gptoss_ft.data.formats.tool_calls import read_tool_calls, read_tools, result_of
+from gptoss_ft.harmony.messages import ROLES, Conversation, Message
+
+OPTIONAL_COLUMNS = ("tools", "builtin_tools", "reasoning_effort")
+MESSAGE_KEYS = (
+    "role",
+    "content",
+    "thinking",
+    "reasoning_content",
+    "tool_calls",
+    "tool_call_id",
+    "name",
+    "weight",
+)
+# Written by the API or by exporters beside a message; nothing in them is rendered. The first three
+# carry content when they are not null, and are then refused.
+CONTENT_ELSEWHERE = {
+    "refusal": "write the text as `content`",
+    "audio": "write the transcript as `content`",
+    "function_call": 'write `"tool_calls": [{"id": …, "type": "function", "function": …}]`',
+}
+IGNORED_KEYS = (
+    *CONTENT_ELSEWHERE,
+    "annotations",
+    "id",
+    "object",
+    "metadata",
+    "status",
+    "index",
+)
+# All that most messages have: nothing about their keys needs to be looked at.
+PLAIN_KEYS = {"role", "content"}
+PLAIN_ROLES = ("user", "assistant", "system", "developer")
+ROLE_LIST = ", ".join(ROLES)
+
+
+def parse_openai_chat(
+    row: Mapping[str, Any], where: str, *, needs_answer: bool = True
+) -> Conversation:
+    """Read one OpenAI chat row.
+
+    Args:
+        row: the decoded JSON object.
+        where: `file:line`, put before the field in every problem.
+        needs_answer: refuse a row without an assistant message, and one whose last assistant turn
+            does not end; turn it off for prompts.
+
+    Raises:
+        DataError: with every problem of the row.
+    """
+    state = RowState(where)
+    effort = read_effort(row, state)
+    tools = read_tools(row, state)
+    check_columns(row, OPTIONAL_COLUMNS, state)
+    refuse_missing(row, "messages", state, 'write {"messages": [...]}')
+    placed = read_messages(row.get("messages"), "messages", state)
+    if placed and not state.problems:
+        check_turns(placed, state, needs_answer)
+    state.check()
+    return Conversation(tuple(item.message for item in placed), tools, effort, state.builtin)
+
+
+def read_messages(raw: Any, key: str, state: RowState, use: Use = "trained") -> list[Placed]:
+    """The messages of a list; empty for null, and where there are only problems."""
+    raw = decoded(raw)
+    if raw is None:
+        return []
+    if not isinstance(raw, list):
+        state.refuse(f"`{key}` is not a list", key, raw, "write a list of messages")
+        return []
+    if not raw:
+        mend = "add the messages or delete the row"
+        state.refuse(f"`{key}` is empty", key, mend=mend)
+    placed = []
+    for i, item in enumerate(raw):
+        place = f"{key}[{i}]"
+        message = _plain_message(item, use) or _message(item, place, state, use)
+        if message is not None:
+            placed.append(Placed(place, message))
+    return placed
+
+
+def _plain_message(raw: Any, use: Use) -> Message | None:
+    """A message of a role and a text and nothing else, as most are; else, or if broken, None.
+
+    What it returns is what `_message` would, several times faster.
+    """
+    if type(raw) is not dict or raw.keys() != PLAIN_KEYS:
+        return None
+    role, content = raw["role"], raw["content"]
+    if role not in PLAIN_ROLES or not isinstance(content, str) or not is_utf8(content):
+        return None
+    if role != "assistant":
+        return Message(role, content)
+    if not content or THINK in content:
+        return None
+    return Message(role, content, weight=0.0 if use == "history" else 1.0)
+
+
+def _message(raw: Any, key: str, state: RowState, use: Use) -> Message | None:
+    """One message; None when it is so broken that only its problems matter."""
+    if not isinstance(raw, OBJECTS):
+        state.refuse("a message is not an object", key, raw, 'write {"role": …, "content": …}')
+        return None
+    before = len(state.problems)
+    _check_keys(raw, key, state)
+    role = raw.get("role")
+    if role not in ROLES:
+        _refuse_role(role, key, state)
+        return None
+    content = read_content(raw.get("content"), f"{key}.content", state)
+    if role == "assistant":
+        message = _assistant(raw, content or "", key, state, use)
+        said = message.content or message.thinking or message.tool_calls
+        if not said and len(state.problems) == before:
+            what = "the assistant message has no content, no thinking and no tool_calls"
+            state.refuse(what, key, mend="write its answer as `content`, or delete the message")
+        return message
+    _refuse_assistant_keys(raw, role, key, state)
+    if content is None:
+        if raw.get("content") is None:
+            what = f"the {role} message has no content"
+            state.refuse(what, f"{key}.content", mend="write a text")
+        return None
+    name, builtin = result_of(raw, key, state) if role == "tool" else ("", False)
+    return Message(role, content, name=name, builtin=builtin)
+
+
+def _check_keys(raw: Mapping[str, Any], key: str, state: RowState) -> None:
+    check_keys(raw, MESSAGE_KEYS, IGNORED_KEYS, key, state)
+    for name, mend in CONTENT_ELSEWHERE.items():
+        if raw.get(name) is not None:
+            state.refuse(f"`{name}` is not read", f"{key}.{name}", raw[name], mend)
+
+
+def _refuse_role(role: Any, key: str, state: RowState) -> None:
+    if role is None:
+        state.refuse("the message has no role", f"{key}.role", mend=f"write one of {ROLE_LIST}")
+    elif role == "function":
+        mend = 'write role "tool" with the `tool_call_id` of the call it answers'
+        state.refuse('role "function" is the old form of tool results', f"{key}.role", role, mend)
+    else:
+        state.refuse("unknown role", f"{key}.role", role, f"write one of {ROLE_LIST}")
+
+
+def _refuse_assistant_keys(raw: Mapping[str, Any], role: str, key: str, state: RowState) -> None:
+    for name in ("thinking", "reasoning_content", "tool_calls"):
+        if raw.get(name):
+            mend = "move it to an assistant message"
+            state.refuse(f"a {role} message cannot have `{name}`", f"{key}.{name}", mend=mend)
+    if raw.get("weight"):
+        mend = "remove it: only assistant messages are trained"
+        state.refuse(f"a {role} message cannot be trained", f"{key}.weight", raw["weight"], mend)
+
+
+def _assistant(
+    raw: Mapping[str, Any], content: str, key: str, state: RowState, use: Use
+) -> Message:
+    thinking, content = _thinking(raw, content, key, state)
+    weight = read_weight(raw.get("weight"), f"{key}.weight", state)
+    if use == "history":
+        weight = 0.0
+    strict = weight > 0 and use == "trained"
+    calls = read_tool_calls(raw.get("tool_calls"), key, strict, state)
+    if raw.get("tool_call_id") is not None:
+        what, mend = "an assistant message answers no call", 'write role "tool" for a result'
+        state.refuse(what, f"{key}.tool_call_id", raw["tool_call_id"], mend)
+    return Message("assistant", content, thinking, calls, weight=weight)
+
+
+def _thinking(raw: Mapping[str, Any], content: str, key: str, state: RowState) -> tuple[str, str]:
+    """The thinking of a message, and its content without it."""
+    given = {name: raw[name] for name in ("thinking", "reasoning_content") if raw.get(name)}
+    for name, text in given.items():
+        if not isinstance(text, str):
+            state.refuse(f"`{name}` is not a text", f"{key}.{name}", text, "write a string")
+            return "", content
+        check_text(text, f"{key}.{name}", state)
+    if len(set(given.values())) > 1:
+        what = "`thinking` and `reasoning_content` are both given and differ"
+        state.refuse(what, key, mend="keep one of them")
+    thinking = next(iter(given.values()), "")
+    inline, rest = split_thinking(content, f"{key}.content", state)
+    if thinking and inline and thinking.strip() != inline:
+        what = f"`{next(iter(given))}` and the <think> text of `content` are both given and differ"
+        state.refuse(what, key, mend="keep one of them")
+    return thinking or inline, rest
+
+
+def check_turns(placed: Sequence[Placed], state: RowState, needs_answer: bool) -> None:
+    """Every run of assistant messages must end in a final or a call, or nothing closes it."""
+    if needs_answer and all(item.message.role != "assistant" for item in placed):
+        mend = "add the assistant's answer, or delete the row"
+        key = placed[0].place.split("[")[0]
+        state.refuse("the row is all prompt: no assistant message", key, mend=mend)
+    for i, (place, message) in enumerate(placed):
+        follower = placed[i + 1].message.role if i + 1 < len(placed) else None
+        open_ended = message.role == "assistant" and not (message.content or message.tool_calls)
+        if open_ended and follower != "assistant" and (needs_answer or follower is not None):
+            state.refuse(
+                "the assistant turn ends in thinking, without an answer or a call",
+                place,
+                mend="write the answer as `content`",
+            )

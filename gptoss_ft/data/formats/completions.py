@@ -1,0 +1,137 @@
+"""A prompt and what follows it: TRL's prompt/completion, and its KTO format with a `label`.
+
+Both sides are texts or message lists. Only the completion is trained: assistant messages of the
+prompt weigh 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gptoss_ft.data.formats.chat import OPTIONAL_COLUMNS, check_turns, read_messages
+from gptoss_ft.data.formats.common import (
+    Placed,
+    RowState,
+    Use,
+    check_columns,
+    decoded,
+    read_effort,
+    read_text,
+    refuse_missing,
+    split_thinking,
+)
+from gptoss_ft.data.formats.tool_calls import read_tools
+from gptoss_ft.harmony.messages import Conversation, Feedback, Message
+
+LABELS = {"true": True, "false": False}
+MESSAGES_OR_TEXT = "write a text, or a list of messages"
+
+
+def parse_prompt_completion(
+    row: Mapping[str, Any], where: str, *, needs_answer: bool = True
+) -> Conversation:
+    """Read one TRL prompt/completion row; arguments and errors as of `parse_openai_chat`."""
+    state = RowState(where)
+    prompt, completion = _prompt_and_completion(row, state, needs_answer, "trained")
+    state.check()
+    messages = (*prompt.messages, *(item.message for item in completion))
+    return Conversation(messages, prompt.tools, prompt.effort, prompt.builtin_tools)
+
+
+def parse_kto(row: Mapping[str, Any], where: str, *, needs_answer: bool = True) -> Feedback:
+    """Read one TRL KTO row; arguments and errors as of `parse_openai_chat`."""
+    state = RowState(where)
+    refuse_missing(row, "label", state, 'write "label": true for a good completion, else false')
+    label = row.get("label")
+    if isinstance(label, str):  # CSV knows texts only
+        label = LABELS.get(label.strip().lower(), label)
+    if label is not None and not isinstance(label, bool):
+        state.refuse("`label` is neither true nor false", "label", label, "write true or false")
+    use: Use = "trained" if label is True else "rejected"
+    prompt, completion = _prompt_and_completion(row, state, needs_answer, use)
+    state.check()
+    return Feedback(prompt, tuple(item.message for item in completion), label is True)
+
+
+def _prompt_and_completion(
+    row: Mapping[str, Any], state: RowState, needs_answer: bool, use: Use
+) -> tuple[Conversation, list[Placed]]:
+    effort = read_effort(row, state)
+    tools = read_tools(row, state)
+    check_columns(row, OPTIONAL_COLUMNS, state)
+    refuse_missing(row, "prompt", state, MESSAGES_OR_TEXT)
+    if needs_answer:
+        refuse_missing(row, "completion", state, MESSAGES_OR_TEXT)
+    prompt = read_prompt(row.get("prompt"), "prompt", state)
+    completion = read_completion(row.get("completion"), "completion", state, use)
+    if not state.problems:
+        check_turns([*prompt, *completion], state, needs_answer)
+    messages = tuple(item.message for item in prompt)
+    return Conversation(messages, tools, effort, state.builtin), completion
+
+
+def read_prompt(raw: Any, key: str, state: RowState) -> list[Placed]:
+    """The messages before a completion, a text being one user message; none of them is trained."""
+    if is_text(raw):
+        text = read_text(raw, key, state)
+        return [] if text is None else [Placed(key, Message("user", text))]
+    placed = read_messages(raw, key, state, "history")
+    if placed and placed[-1].message.role == "assistant":
+        mend = "move it to the completion, or end the prompt in a user message or a tool result"
+        state.refuse("the prompt ends in an assistant message", placed[-1].place, mend=mend)
+    return placed
+
+
+def read_completion(raw: Any, key: str, state: RowState, use: Use) -> list[Placed]:
+    """A run of assistant messages and tool results; a text is the content of one message."""
+    if not is_text(raw):
+        return read_run(raw, key, state, use)
+    text = read_text(raw, key, state)
+    if text is None:
+        return []
+    thinking, content = split_thinking(text, key, state)
+    return [Placed(key, Message("assistant", content, thinking))]
+
+
+def read_run(raw: Any, key: str, state: RowState, use: Use) -> list[Placed]:
+    """A message list that is to be a completion."""
+    before = len(state.problems)
+    placed = read_messages(raw, key, state, use)
+    if len(state.problems) == before:
+        check_completion(placed, key, state)
+    return placed
+
+
+def is_text(raw: Any) -> bool:
+    """Whether a prompt or completion is a text; a list stored as JSON is not.
+
+    Only a list of objects that have a role counts as stored messages: other JSON may well be what
+    a model is to write.
+    """
+    stored = decoded(raw)
+    is_list = isinstance(stored, list) and bool(stored)
+    return isinstance(raw, str) and not (
+        is_list and all(isinstance(item, Mapping) and "role" in item for item in stored)
+    )
+
+
+def check_completion(placed: Sequence[Placed], key: str, state: RowState) -> None:
+    """Refuse a completion that does not begin and end in assistant messages, tool results between.
+
+    Nothing is said about an empty one; that has been refused before.
+    """
+    if not placed:
+        return
+    others = [item for item in placed if item.message.role not in ("assistant", "tool")]
+    if placed[0].message.role != "assistant":
+        what = f"`{key}` does not begin with an assistant message"
+        mend = "leave only the assistant's messages here, and put what comes before into the prompt"
+        state.refuse(what, placed[0].place, placed[0].message.role, mend)
+    elif others:
+        what = f"`{key}` holds more than assistant messages and tool results"
+        mend = "put earlier turns into the prompt, and end the completion before the next question"
+        state.refuse(what, others[0].place, others[0].message.role, mend)
+    elif placed[-1].message.role == "tool":
+        mend = "add the assistant's answer, or end in the call"
+        state.refuse(f"`{key}` ends in a tool result", placed[-1].place, mend=mend)

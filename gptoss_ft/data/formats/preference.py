@@ -1,0 +1,196 @@
+"""Two completions of one prompt: OpenAI's preference files and TRL's prompt/chosen/rejected."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from gptoss_ft.data.formats.chat import OPTIONAL_COLUMNS, check_turns, read_messages
+from gptoss_ft.data.formats.common import (
+    Placed,
+    RowState,
+    Use,
+    check_columns,
+    decoded,
+    read_effort,
+    refuse_missing,
+)
+from gptoss_ft.data.formats.completions import (
+    MESSAGES_OR_TEXT,
+    check_completion,
+    is_text,
+    read_completion,
+    read_prompt,
+    read_run,
+)
+from gptoss_ft.data.formats.tool_calls import read_tools
+from gptoss_ft.harmony.messages import Conversation, Message, Preference, ToolSpec
+
+# Columns in which public datasets keep the scores that chosen and rejected were told apart by.
+SCORE_COLUMNS = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen_rating", "rejected_rating"),
+    ("chosen-rating", "rejected-rating"),
+)
+INPUT_MEND = 'write {"messages": [...]}, and `tools` beside them if there are any'
+
+
+def parse_openai_preference(
+    row: Mapping[str, Any], where: str, *, needs_answer: bool = True
+) -> Preference:
+    """Read one row of OpenAI's preference format; both completions are needed in any case.
+
+    Raises:
+        DataError: with every problem of the row.
+    """
+    del needs_answer
+    state = RowState(where)
+    inputs = _inputs(row, state)
+    # Settings belong beside the messages, and are found beside the outputs as well.
+    settings = {name: row.get(name) for name in OPTIONAL_COLUMNS}
+    settings |= {name: value for name, value in inputs.items() if value is not None}
+    effort = read_effort(settings, state)
+    in_row = inputs.get("tools") is None
+    tools = read_tools(settings, state, key="tools" if in_row else "input.tools")
+    prompt = read_prompt(inputs.get("messages"), "input.messages", state)
+    chosen = _output(row, "preferred_output", state, "trained")
+    rejected = _output(row, "non_preferred_output", state, "rejected")
+    return _preference(prompt, chosen, rejected, tools, effort, state)
+
+
+def _output(row: Mapping[str, Any], key: str, state: RowState, use: Use) -> list[Placed]:
+    refuse_missing(row, key, state, "write a list of messages")
+    return read_run(row.get(key), key, state.fork(), use)
+
+
+def _inputs(row: Mapping[str, Any], state: RowState) -> Mapping[str, Any]:
+    """The object `input`, empty when there is none."""
+    refuse_missing(row, "input", state, INPUT_MEND)
+    given = decoded(row.get("input"))
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        state.refuse("`input` is not an object", "input", given, INPUT_MEND)
+        return {}
+    if given.get("messages") is None:
+        state.refuse("`input` has no `messages`", "input", list(given), INPUT_MEND)
+    check_columns(given, OPTIONAL_COLUMNS, state)
+    return given
+
+
+def parse_trl_preference(
+    row: Mapping[str, Any], where: str, *, needs_answer: bool = True
+) -> Preference:
+    """Read one TRL preference row; both completions are needed in any case.
+
+    Without `prompt` the prompt is what both message lists begin with. So it is where `prompt` is a
+    text and both lists begin with it again, as in several public datasets. Equal scores in one of
+    `SCORE_COLUMNS` make the row a tie.
+
+    Raises:
+        DataError: with every problem of the row.
+    """
+    del needs_answer
+    state = RowState(where)
+    effort = read_effort(row, state)
+    tools = read_tools(row, state)
+    check_columns(row, OPTIONAL_COLUMNS, state)
+    refuse_missing(row, "chosen", state, MESSAGES_OR_TEXT)
+    refuse_missing(row, "rejected", state, MESSAGES_OR_TEXT)
+    raw, chosen, rejected = (row.get(name) for name in ("prompt", "chosen", "rejected"))
+    repeated = is_text(raw) and _holds_prompt(chosen) and _holds_prompt(rejected)
+    if raw is None or repeated:
+        prompt, left, right = _implicit(chosen, rejected, row, state)
+    else:
+        prompt = read_prompt(raw, "prompt", state)
+        left = read_completion(chosen, "chosen", state.fork(), "trained")
+        right = read_completion(rejected, "rejected", state.fork(), "rejected")
+    return replace(_preference(prompt, left, right, tools, effort, state), tied=_tied(row))
+
+
+def _tied(row: Mapping[str, Any]) -> bool:
+    """Whether the row holds a score of each completion, and the two are equal."""
+    scores = [(row.get(chosen), row.get(rejected)) for chosen, rejected in SCORE_COLUMNS]
+    return any(chosen is not None and chosen == rejected for chosen, rejected in scores)
+
+
+def _holds_prompt(raw: Any) -> bool:
+    """Whether a message list begins with something else than what an assistant run consists of."""
+    messages = decoded(raw)
+    first = messages[0] if isinstance(messages, list) and messages else None
+    return isinstance(first, Mapping) and first.get("role") in ("system", "developer", "user")
+
+
+def _implicit(
+    chosen: Any, rejected: Any, row: Mapping[str, Any], state: RowState
+) -> tuple[list[Placed], list[Placed], list[Placed]]:
+    """Prompt and completions of two whole conversations."""
+    if is_text(chosen) or is_text(rejected):
+        mend = "add the prompt, or write whole message lists that begin with it"
+        refuse_missing(row, "prompt", state, mend)
+        return [], [], []
+    left = read_messages(chosen, "chosen", state.fork(), "trained")
+    right = read_messages(rejected, "rejected", state.fork(), "rejected")
+    if state.problems or not (left and right):
+        return [], left, right
+    count = _prompt_length(left, right)
+    if not count:
+        what = "`chosen` and `rejected` do not begin with the same prompt"
+        state.refuse(what, "rejected[0]", mend="begin both with the same messages, or add `prompt`")
+        return [], left, right
+    prompt = [Placed(place, _untrained(message)) for place, message in left[:count]]
+    check_completion(left[count:], "chosen", state)
+    check_completion(right[count:], "rejected", state)
+    return prompt, left[count:], right[count:]
+
+
+def _untrained(message: Message) -> Message:
+    return message._replace(weight=0.0) if message.role == "assistant" else message
+
+
+def _prompt_length(left: Sequence[Placed], right: Sequence[Placed]) -> int:
+    """Length of the common prefix, back to where an assistant run begins on both sides."""
+    pairs = zip(left, right, strict=False)
+    count = 0
+    for a, b in pairs:
+        if _unnumbered(a.message) != _unnumbered(b.message):
+            break
+        count += 1
+
+    def is_assistant(placed: Sequence[Placed], i: int) -> bool:
+        return i < len(placed) and placed[i].message.role == "assistant"
+
+    while count and not (
+        is_assistant(left, count)
+        and is_assistant(right, count)
+        and not is_assistant(left, count - 1)
+    ):
+        count -= 1
+    return count
+
+
+def _unnumbered(message: Message) -> Message:
+    """Without the ids of calls and without the weight: neither is rendered."""
+    calls = tuple(replace(call, id="") for call in message.tool_calls)
+    return message._replace(tool_calls=calls, weight=1.0)
+
+
+def _preference(
+    prompt: Sequence[Placed],
+    chosen: Sequence[Placed],
+    rejected: Sequence[Placed],
+    tools: tuple[ToolSpec, ...],
+    effort: str | None,
+    state: RowState,
+) -> Preference:
+    if not state.problems:
+        check_turns([*prompt, *chosen], state, needs_answer=True)
+        check_turns(rejected, state, needs_answer=True)
+    state.check()
+    prompts, wanted, unwanted = (
+        tuple(item.message for item in side) for side in (prompt, chosen, rejected)
+    )
+    conversation = Conversation(prompts, tools, effort, state.builtin)
+    return Preference(conversation, wanted, unwanted)

@@ -1,0 +1,262 @@
+"""`gptoss-ft preview`: examples as they will be trained, before anyone pays for a GPU."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+from rich.console import Console
+
+from gptoss_ft.errors import DataError, Problem
+from gptoss_ft.harmony.messages import Example
+from gptoss_ft.harmony.options import CHANNELS
+from gptoss_ft.harmony.render import Renderer
+from gptoss_ft.harmony.vocabulary import Vocabulary
+from gptoss_ft.preview.html import write_html
+from gptoss_ft.preview.panels import PreviewRow, panels, preview_row
+from gptoss_ft.preview.terminal import show_terminal
+
+__all__ = ["PreviewOptions", "PreviewRow", "preview", "preview_row", "show_terminal", "write_html"]
+
+T = TypeVar("T")
+ONLY = ("", *CHANNELS, "bare", "split", "untrained")
+FIRST_ROWS = slice(0, 10)
+# A page of this many tokens is about 3 MB and still opens at once on a phone.
+PAGE_TOKENS = 400_000
+_SLICE = re.compile(r"(\d*):(\d*)(?::(\d*))?|(\d+)")
+
+
+@dataclass
+class PreviewOptions:
+    """Which examples are shown, and where.
+
+    Attributes:
+        rows: examples by their place in the data, from 0, as START:STOP, START:STOP:STEP or one
+            number; empty for the first ten.
+        lines: or those on these lines of their files.
+        random: or so many, drawn at random.
+        seed: of the drawing.
+        only: of all examples, choose among those that train this channel (analysis, commentary,
+            final, tool_call), that train a final without analysis (bare), that make several rows
+            (split), or of which nothing is trained (untrained); empty for all.
+        limit: no more examples than this are shown.
+        html: file to write the page to, or empty.
+    """
+
+    rows: str = ""
+    lines: list[int] = field(default_factory=list)
+    random: int = 0
+    seed: int = 0
+    only: str = ""
+    limit: int = 100
+    html: str = ""
+
+    def problems(self, key: str) -> list[Problem]:
+        """Values out of range and contradictions; `key` is the config prefix, `` for none."""
+        prefix = f"{key}." if key else ""
+        found = []
+        if self.rows and _slice(self.rows) is None:
+            mend = "write START:STOP, such as 0:10, or one number"
+            found.append(Problem("not a range of rows", f"{prefix}rows", repr(self.rows), mend))
+        if any(line < 1 for line in self.lines):
+            mend = "write line numbers from 1, such as [3,17]"
+            found.append(Problem("not line numbers", f"{prefix}lines", str(self.lines), mend))
+        if self.random < 0:
+            mend = "write how many rows to draw"
+            found.append(Problem("out of range", f"{prefix}random", str(self.random), mend))
+        chosen = [name for name in ("rows", "lines", "random") if getattr(self, name)]
+        if len(chosen) > 1:
+            where = ", ".join(prefix + name for name in chosen)
+            found.append(Problem("rows chosen in two ways", where, mend=f"keep {chosen[0]} only"))
+        if self.only not in ONLY:
+            mend = f"write one of {', '.join(ONLY[1:])}"
+            found.append(Problem("unknown choice", f"{prefix}only", repr(self.only), mend))
+        if self.limit < 1:
+            mend = "write a number of at least 1"
+            found.append(Problem("out of range", f"{prefix}limit", str(self.limit), mend))
+        return found + (_path_problems(Path(self.html), f"{prefix}html") if self.html else [])
+
+
+def _path_problems(path: Path, where: str) -> list[Problem]:
+    """What stands in the way of a file at `path`."""
+    mend = "name a file, such as preview.html"
+    if path.is_dir():
+        return [Problem("not a file", where, f"{path} is a folder", mend)]
+    above = next((parent for parent in path.parents if parent.exists()), path)
+    if above.is_file():
+        return [Problem("not a path of a file", where, f"{above} is not a folder", mend)]
+    return []
+
+
+def _slice(text: str) -> slice | None:
+    """None where the text is no range that can be read forwards."""
+    match = _SLICE.fullmatch(text.strip())
+    if match is None:
+        return None
+    start, stop, step, single = (int(part) if part else None for part in match.groups())
+    if single is not None:
+        return slice(single, single + 1)
+    return None if step == 0 else slice(start, stop, step)
+
+
+def preview(
+    examples: Iterable[tuple[str, str, Example]],
+    renderer: Renderer,
+    vocabulary: Vocabulary,
+    options: PreviewOptions,
+    say: Callable[[str], None],
+    *,
+    title: str = "What is trained",
+    summary: Sequence[str] = (),
+    console: Console | None = None,
+) -> list[PreviewRow]:
+    """Shows the chosen examples in the terminal, and writes the page if one is asked for.
+
+    The examples are read once, only as far as needed, and only the chosen ones are kept.
+
+    Args:
+        examples: where each stands (`file:line`), its format, and itself.
+        renderer: with the options of the training.
+        vocabulary: the renderer's.
+        options: which ones to show, and where.
+        say: takes lines of plain text for the user.
+        title: of the page.
+        summary: lines about the whole of the data, if anything is known about it.
+        console: where to draw; standard output when None.
+
+    Returns:
+        What was shown.
+
+    Raises:
+        DataError: chosen rows that cannot be rendered, all of them at once, or nothing to show.
+        OSError: the page cannot be written.
+    """
+    problems: list[Problem] = []
+    found = list(islice(_selected(examples, renderer, options, problems), options.limit + 1))
+    if problems:
+        raise DataError(problems)
+    rows = found[: options.limit]
+    if not rows:
+        raise DataError(_nothing(options))
+    lines = [*summary, *_summary(rows, len(found) > len(rows), options, vocabulary)]
+    show_terminal(rows, vocabulary, console or Console())
+    for line in lines:
+        say(line)
+    if options.html:
+        path = Path(options.html)
+        kept = _fitting(rows)
+        if kept < len(rows):
+            note = f"the page ends after {kept} of them, at {PAGE_TOKENS:,} tokens"
+            say(note)
+            lines.append(note)
+        write_html(path, rows[:kept], vocabulary, lines, title)
+        say(f"page written: {path}")
+    return rows
+
+
+def _selected(
+    examples: Iterable[tuple[str, str, Example]],
+    renderer: Renderer,
+    options: PreviewOptions,
+    problems: list[Problem],
+) -> Iterator[PreviewRow]:
+    """The chosen examples, rendered; only `only` needs the others rendered as well."""
+
+    def rendered(some: Iterable[tuple[str, str, Example]]) -> Iterator[PreviewRow]:
+        for where, format_name, example in some:
+            try:
+                yield preview_row(where, example, renderer, format_name)
+            except DataError as error:
+                problems.extend(replace(one, where=one.where or where) for one in error.problems)
+
+    if not options.only:
+        return rendered(_chosen(examples, lambda item: item[0], options))
+    matching = (row for row in rendered(examples) if _matches(row, options.only))
+    return _chosen(matching, lambda row: row.where, options)
+
+
+def _chosen(items: Iterable[T], where: Callable[[T], str], options: PreviewOptions) -> Iterator[T]:
+    """Those of the items that `rows`, `lines` or `random` names, in their order."""
+    if options.lines:
+        return (item for item in items if _line(where(item)) in options.lines)
+    if options.random:
+        return _drawn(items, options.random, options.seed)
+    wanted = _slice(options.rows) if options.rows else FIRST_ROWS
+    if wanted is None:
+        raise ValueError(f"not a range of rows: {options.rows!r}")
+    return islice(items, wanted.start, wanted.stop, wanted.step)
+
+
+def _line(where: str) -> int | None:
+    number = where.rpartition(":")[2]
+    return int(number) if number.isdecimal() else None
+
+
+def _drawn(items: Iterable[T], count: int, seed: int) -> Iterator[T]:
+    """A sample without replacement of a stream of unknown length (Vitter's algorithm R)."""
+    generator = random.Random(seed)
+    kept: list[tuple[int, T]] = []
+    for place, item in enumerate(items):
+        if place < count:
+            kept.append((place, item))
+        elif (at := generator.randint(0, place)) < count:
+            kept[at] = (place, item)
+    return (item for _, item in sorted(kept, key=lambda pair: pair[0]))
+
+
+def _matches(row: PreviewRow, only: str) -> bool:
+    if only == "split":
+        return row.kind == "sft" and len(row.rows) > 1
+    if only == "bare":
+        return any(one.bare_finals for one in row.rows)
+    trained = {
+        segment.channel
+        for one in row.rows
+        for segment in one.segments
+        if any(weight > 0 for weight in one.loss_weights[segment.start : segment.stop])
+    }
+    return not trained if only == "untrained" else only in trained
+
+
+def _nothing(options: PreviewOptions) -> Problem:
+    names = ("rows", "lines", "random", "only")
+    asked = [f"{name}={value}" for name in names if (value := getattr(options, name))]
+    mend = "choose other rows" if asked else "write at least one example into the data"
+    return Problem("no example to show", "preview", " ".join(asked), mend)
+
+
+def _summary(
+    rows: list[PreviewRow], more: bool, options: PreviewOptions, vocabulary: Vocabulary
+) -> list[str]:
+    """Lines about what is shown, not about the whole of the data."""
+    shown = [panel for row in rows for panel in panels(row, vocabulary)]
+    tokens = sum(panel.tokens for panel in shown)
+    channels = sum((panel.channels for panel in shown), Counter[str]())
+    share = channels.total() / tokens if tokens else 0.0
+    by_channel = ", ".join(f"{name} {count:,}" for name, count in channels.items())
+    examples = f"{len(rows):,} example{'s' if len(rows) > 1 else ''} shown"
+    lines = [f"{examples}{f', and there are more (limit={options.limit})' if more else ''}"]
+    lines.append(
+        f"{tokens:,} tokens, {channels.total():,} trained ({share:.0%})"
+        + (f": {by_channel}" if by_channel else "")
+    )
+    missing = sorted(set(options.lines) - {_line(row.where) for row in rows})
+    if missing and not more:
+        lines.append(f"no example on line {', '.join(map(str, missing))}")
+    return lines
+
+
+def _fitting(rows: list[PreviewRow]) -> int:
+    """How many of the examples a page takes; one at least."""
+    tokens = 0
+    for count, row in enumerate(rows):
+        tokens += sum(len(one.input_ids) for one in row.rows)
+        if tokens > PAGE_TOKENS and count:
+            return count
+    return len(rows)

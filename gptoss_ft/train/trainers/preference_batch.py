@@ -1,0 +1,127 @@
+"""What the trainers of preferences make of a batch: weighted scores, and metrics by channel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gptoss_ft.data.collate_pairs import Batch
+from gptoss_ft.data.pairs import CHANNELS
+from gptoss_ft.train.scores import by_completion, score_batch
+
+TINY = torch.finfo(torch.float32).tiny
+
+
+@dataclass
+class FusedOutput:
+    """What TRL's trainers take from a model that is called with `fused_lm_head=True`.
+
+    Attributes:
+        log_probs: `[completions, longest]`, times their weights, 0 behind the ends.
+        entropy, mean_logits, is_top1, log_sum_sq_probs: likewise; the last times the weights.
+        aux_loss: load-balancing loss, or None.
+        raw_log_probs: as `log_probs` without weights or gradient, of tokens without weight too.
+    """
+
+    log_probs: torch.Tensor
+    entropy: torch.Tensor
+    mean_logits: torch.Tensor
+    is_top1: torch.Tensor
+    log_sum_sq_probs: torch.Tensor
+    aux_loss: torch.Tensor | None
+    raw_log_probs: torch.Tensor
+
+
+def fused_output(model: torch.nn.Module, batch: Batch, router_logits: bool = False) -> FusedOutput:
+    """Runs the model on a batch of `data/collate_pairs.py`."""
+    output: Any = score_batch(model, batch, output_router_logits=router_logits)
+    log_probs = by_completion(output.log_probs, batch)
+    return FusedOutput(
+        log_probs * batch["weights"],
+        by_completion(output.entropy, batch),
+        by_completion(output.mean_logits, batch),
+        by_completion(output.is_top1, batch),
+        by_completion(output.log_sum_sq_probs, batch) * batch["weights"],
+        output.aux_loss,
+        log_probs.detach(),
+    )
+
+
+def weighted_reference(batch: Batch) -> torch.Tensor:
+    """The reference's log-probabilities times the weights, `[completions, longest]`."""
+    return torch.as_tensor(batch["ref_logps"] * batch["weights"])
+
+
+def trl_mask(batch: Batch) -> torch.Tensor:
+    """TRL's `completion_mask`, int64 `[completions, 1 + longest]`: the tokens with weight.
+
+    Its first column stands for the prompt, which TRL takes off.
+    """
+    counted = (batch["weights"] != 0).long()
+    return torch.cat([torch.zeros_like(counted[:, :1]), counted], dim=1)
+
+
+def tokens(batch: Batch) -> torch.Tensor:
+    """A mask over all tokens that the model computes for a batch, which TRL counts."""
+    kl = batch.get("kl")
+    length = batch["layout"].length + (kl["layout"].length if kl else 0)
+    return torch.ones(1, length, dtype=torch.int64, device=batch["weights"].device)
+
+
+def by_channel(batch: Batch, values: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Sums of values over the tokens of each channel, `[completions]`, and how many they are.
+
+    Args:
+        batch: for its `channels`.
+        values: `[completions, longest]`.
+
+    Returns:
+        `{channel}` and `{channel}/length` for all channels that a token may have.
+    """
+    found = {}
+    for code, name in enumerate(CHANNELS[1:], start=1):
+        inside = batch["channels"] == code
+        found[name] = (values * inside).sum(1)
+        found[f"{name}/length"] = inside.sum(1).to(values.dtype)
+    return found
+
+
+def channel_metrics(
+    batch: Batch, values: torch.Tensor, name: str, chosen: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Totals over the completions of each side.
+
+    Args:
+        batch: for its `channels`.
+        values: `[completions, longest]`, of which `name` is the sum over a channel's tokens.
+        name: log-ratios or log-probabilities.
+        chosen: bool `[completions]`; the others are rejected.
+
+    Returns:
+        `{channel}/{name}/{side}` and `{channel}/length/{side}`, scalars.
+    """
+    found = {}
+    for key, sums in by_channel(batch, values).items():
+        channel, _, length = key.partition("/")
+        for side, of in (("chosen", chosen), ("rejected", ~chosen)):
+            found[f"{channel}/{length or name}/{side}"] = (sums * of).sum()
+    return found
+
+
+def finished_channels(means: dict[str, float], name: str) -> dict[str, float]:
+    """Leaves out channels that no token had, and adds what chosen has over rejected."""
+    means = dict(means)
+    for channel in CHANNELS[1:]:
+        keys = [
+            f"{channel}/{what}/{side}"
+            for what in ("length", name)
+            for side in ("chosen", "rejected")
+        ]
+        if not any(means.get(key) for key in keys[:2]):
+            for key in keys:
+                means.pop(key, None)
+        elif all(key in means for key in keys[2:]):
+            means[f"{channel}/margins"] = means[keys[2]] - means[keys[3]]
+    return means

@@ -1,0 +1,262 @@
+"""How much of a fine-tune a merged checkpoint keeps, measured on rows that were not trained on.
+
+    kept = 1 - KL(candidate ‖ base + adapter) / KL(base ‖ base + adapter)
+
+over the positions that training would score: 1 is the fine-tune itself, 0 is the base. Models run
+one after the other on memory-mapped files, layer by layer over all rows at once, so that the check
+needs a few GB beside the system's file cache, whatever the size of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gptoss_ft.adapters.check import check_adapter
+from gptoss_ft.adapters.combine import combine
+from gptoss_ft.adapters.files import Adapter, open_adapter
+from gptoss_ft.checkpoint.headers import Checkpoint, open_checkpoint
+from gptoss_ft.errors import ConfigError, Problem, gather
+from gptoss_ft.files import write_json
+from gptoss_ft.harmony.vocabulary import CALL, ENDOFTEXT, RETURN
+from gptoss_ft.inference.token_rows import TokenRow, read_rows
+from gptoss_ft.inference.tuned import tuned_model
+from gptoss_ft.model.causal_lm import WeightedGptOss
+from gptoss_ft.verify.divergence import Divergence, Outputs, compare, run
+from gptoss_ft.verify.reload import Reload, reload
+from gptoss_ft.verify.spot import SpotCheck, spot_check
+
+# Below this the adapter does nothing that float32 could tell from noise.
+NO_EFFECT = 1e-7
+
+
+@dataclass
+class VerifyOptions:
+    """What to compare on which rows.
+
+    Attributes:
+        base: folder of the checkpoint that the adapters were trained on.
+        adapter: folder of the adapter, or a list of folders.
+        weights: how much of each adapter was merged, 1 each when empty.
+        candidate: folder of the merged checkpoint.
+        expert_adapter: folder of the separate expert adapter that runs on the candidate, or empty.
+        prompts: file of conversations that were not trained on.
+        rows: how many of them to use, from the first one on.
+        keep: the smallest share of the fine-tune that passes.
+        answers: on how many rows greedy answers are compared.
+        max_new_tokens: an answer is cut off there.
+        spot_checks: how many tensors of each kind are computed a second time.
+        out: JSON file for the result, or empty.
+    """
+
+    base: str = ""
+    adapter: Any = ""
+    weights: list[float] = field(default_factory=list)
+    candidate: str = ""
+    expert_adapter: str = ""
+    prompts: str = ""
+    rows: int = 32
+    keep: float = 0.9
+    answers: int = 4
+    max_new_tokens: int = 64
+    spot_checks: int = 2
+    out: str = ""
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The adapter folders, in the order given."""
+        given = self.adapter if isinstance(self.adapter, (list, tuple)) else [self.adapter]
+        return tuple(str(name) for name in given if name)
+
+    def problems(self) -> list[Problem]:
+        """Missing settings and values out of range."""
+        found = [
+            Problem("must be given", name, mend=f"say {name}={what}")
+            for name, what in (
+                ("base", "DIR"),
+                ("candidate", "DIR"),
+                ("adapter", "DIR"),
+                ("prompts", "FILE"),
+            )
+            if not (self.adapters if name == "adapter" else getattr(self, name))
+        ]
+        if not 0 <= self.keep <= 1:
+            found.append(Problem("must be between 0 and 1", "keep", str(self.keep)))
+        for name, least in (("rows", 1), ("answers", 0), ("max_new_tokens", 1), ("spot_checks", 1)):
+            if getattr(self, name) < least:
+                value = str(getattr(self, name))
+                found.append(Problem(f"must be at least {least}", name, value))
+        if self.weights and len(self.weights) != len(self.adapters):
+            counts = f"{len(self.weights)} weights for {len(self.adapters)} adapters"
+            found.append(Problem("every adapter needs one weight", "weights", counts))
+        return found
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Everything that was found.
+
+    Attributes:
+        reload: of the candidate by stock transformers.
+        tensors: spot checks.
+        base, candidate: divergence from base + adapter.
+        rows, positions: what it was measured on.
+        same_answers, answers: greedy answers of the candidate that equal those of base + adapter.
+        needed: share of the fine-tune that passes.
+    """
+
+    reload: Reload
+    tensors: tuple[SpotCheck, ...]
+    base: Divergence
+    candidate: Divergence
+    rows: int
+    positions: int
+    same_answers: int
+    answers: int
+    needed: float
+
+    @property
+    def kept(self) -> float:
+        """Share of the fine-tune that the candidate keeps; negative when worse than the base.
+
+        Of an adapter that does nothing, all is kept or, if anything has changed, nothing.
+        """
+        if self.base.kl < NO_EFFECT:
+            return 1.0 if self.candidate.kl < NO_EFFECT else 0.0
+        return 1 - self.candidate.kl / self.base.kl
+
+    @property
+    def ok(self) -> bool:
+        """Whether the candidate passes."""
+        return self.reload.ok and all(t.ok for t in self.tensors) and self.kept >= self.needed
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    base: Checkpoint
+    candidate: Checkpoint
+    adapters: tuple[tuple[Adapter, float], ...]
+    expert_adapter: Adapter | None
+    rows: list[TokenRow]
+
+
+def verify(options: VerifyOptions) -> Verification:
+    """Compares a candidate with base + adapter.
+
+    Raises:
+        GptOssFtError: settings, folders or rows that cannot be used; before weights are read.
+    """
+    problems = options.problems()
+    if problems:
+        raise ConfigError(problems)
+    inputs = _open(options)
+    reloaded = reload(inputs.candidate, inputs.rows)
+    tensors = spot_check(inputs.base, inputs.adapters, inputs.candidate, options.spot_checks)
+    base, _ = _run(inputs.base, (), inputs.rows, options, 0)
+    tuned, wanted = _run(inputs.base, inputs.adapters, inputs.rows, options, options.answers)
+    extra = ((inputs.expert_adapter, 1.0),) if inputs.expert_adapter else ()
+    candidate, given = _run(inputs.candidate, extra, inputs.rows, options, options.answers)
+    found = compare([base, candidate], tuned)
+    return Verification(
+        reload=reloaded,
+        tensors=tuple(tensors),
+        base=found[0],
+        candidate=found[1],
+        rows=len(inputs.rows),
+        positions=len(tuned.hidden),
+        same_answers=sum(a == b for a, b in zip(wanted, given, strict=True)),
+        answers=len(wanted),
+        needed=options.keep,
+    )
+
+
+def _open(options: VerifyOptions) -> _Inputs:
+    base, candidate, expert_adapter, *adapters = gather(
+        lambda: open_checkpoint(Path(options.base)),
+        lambda: open_checkpoint(Path(options.candidate)),
+        lambda: open_adapter(Path(options.expert_adapter)) if options.expert_adapter else None,
+        *(partial(open_adapter, Path(name)) for name in options.adapters),
+    )
+    if any(update.is_experts for adapter in adapters for update in adapter.updates.values()):
+        base.require_packed()
+    fits = [(adapter, base) for adapter in adapters]
+    if expert_adapter is not None:
+        fits.append((expert_adapter, candidate.require_packed()))
+    *_, rows = gather(
+        *(partial(check_adapter, adapter, checkpoint) for adapter, checkpoint in fits),
+        partial(read_rows, base.path, Path(options.prompts), options.rows),
+    )
+    weights = options.weights or [1.0] * len(adapters)
+    weighted = tuple(zip(adapters, weights, strict=True))
+    return _Inputs(base, candidate, weighted, expert_adapter, rows)
+
+
+def _run(
+    checkpoint: Checkpoint,
+    adapters: Sequence[tuple[Adapter, float]],
+    rows: Sequence[TokenRow],
+    options: VerifyOptions,
+    answers: int,
+) -> tuple[Outputs, list[list[int]]]:
+    """What a model says about the scored positions, and its first greedy answers."""
+    model = tuned_model(checkpoint, combine(adapters))
+    outputs = run(model, rows)
+    return outputs, [_answer(model, row, options.max_new_tokens) for row in rows[:answers]]
+
+
+@torch.inference_mode()
+def _answer(model: WeightedGptOss, row: TokenRow, max_new_tokens: int) -> list[int]:
+    """Ids of the greedy continuation of a row's last prompt."""
+    prompt = torch.tensor([row.prompt])
+    output: Any = model.generate(  # type: ignore[misc]  # transformers types its self as a protocol
+        input_ids=prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=[RETURN, CALL, ENDOFTEXT],
+        pad_token_id=ENDOFTEXT,
+    )
+    return output[0, prompt.shape[1] :].tolist()
+
+
+def run_verify(options: VerifyOptions, say: Callable[[str], None] = print) -> int:
+    """Verifies, shows the result, writes it where asked; 0 when the candidate passes, else 1."""
+    result = verify(options)
+    for line in lines(result):
+        say(line)
+    if options.out:
+        path = Path(options.out)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {**asdict(result), "kept": result.kept, "ok": result.ok})
+    return 0 if result.ok else 1
+
+
+def lines(result: Verification) -> list[str]:
+    """The result as a short table to read."""
+    reloaded, tensors = result.reload, result.tensors
+    difference = reloaded.difference
+    logits = "keys are wrong" if difference is None else f"logits differ by {difference:.1e}"
+    return [
+        f"reload     {'ok' if reloaded.ok else 'FAILED'}: stock transformers, "
+        f"{reloaded.layers} of {reloaded.all_layers} layers, {logits}",
+        *(f"           {key}" for key in reloaded.wrong_keys),
+        f"tensors    {sum(t.ok for t in tensors)} of {len(tensors)} as they should be",
+        *(
+            f"           wrong: {t.name} ({t.expected}, error {t.error:.3g})"
+            for t in tensors
+            if not t.ok
+        ),
+        "",
+        f"{'':<11}{'KL to base + adapter':>22}{'same top-1':>12}",
+        f"{'base':<11}{result.base.kl:>22.6f}{result.base.top1:>12.1%}",
+        f"{'candidate':<11}{result.candidate.kl:>22.6f}{result.candidate.top1:>12.1%}",
+        "",
+        f"answers    {result.same_answers} of {result.answers} greedy answers are the same",
+        f"kept       {result.kept:.1%} of the fine-tune on {result.positions} positions of "
+        f"{result.rows} rows; {result.needed:.0%} needed: {'ok' if result.ok else 'NO'}",
+    ]
