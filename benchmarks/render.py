@@ -172,7 +172,7 @@ def tokenizer_with_mask(folder: Path) -> Any:
 
 def equal_to_harmony(rows: list[dict[str, Any]], folder: Path) -> int:
     """How many sampling actions' prompts and targets equal openai-harmony's; all must."""
-    sys.path.insert(0, str(REPOSITORY / "tests"))
+    sys.path[:0] = [str(REPOSITORY / "tests" / name) for name in ("helpers", "oracles")]
     from harmony_oracle import (
         load_encoding,
         oracle_actions,

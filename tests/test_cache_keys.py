@@ -29,7 +29,12 @@ def key_of(package: Path, function: str) -> str:
     environment = os.environ | {"PYTHONPATH": str(package.parent)}
     code = f"{function}; print(key())"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+        [sys.executable, "-c", code],
+        cwd=package.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
     )
     return done.stdout.strip()
 

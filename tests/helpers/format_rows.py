@@ -11,7 +11,7 @@ from gptoss_ft.data.formats import parse
 from gptoss_ft.errors import DataError
 
 WHERE = "rows.jsonl:7"
-SAMPLES = Path(__file__).parents[1] / "data" / "formats"
+SAMPLES = Path(__file__).parents[2] / "data" / "formats"
 USER = {"role": "user", "content": "How warm?"}
 ANSWER = {"role": "assistant", "content": "Warm."}
 COLD = {"role": "assistant", "content": "Cold."}

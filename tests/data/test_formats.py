@@ -17,7 +17,7 @@ from gptoss_ft.errors import DataError
 from gptoss_ft.harmony.messages import Conversation, Message, Preference
 
 WHERE = "rows.jsonl:7"
-SAMPLES = Path(__file__).parents[1] / "data" / "formats"
+SAMPLES = Path(__file__).parents[2] / "data" / "formats"
 FILES = sorted(SAMPLES.glob("*.jsonl"))
 USER = {"role": "user", "content": "How warm?"}
 ANSWER = {"role": "assistant", "content": "Warm."}

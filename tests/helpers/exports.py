@@ -19,7 +19,7 @@ from gptoss_ft.errors import ExportError
 from gptoss_ft.export.command import plan_export, write_export
 from gptoss_ft.export.options import ExportOptions
 
-DRIVERS = Path(__file__).with_name("runtimes")
+DRIVERS = Path(__file__).parents[1] / "runtimes"
 LENGTHS = (1, 3, 9, 20, 40, 70, 150, 300)  # the last ones are longer than the sliding window
 TOKENS = 24
 MIN_DISTINCT = 10
