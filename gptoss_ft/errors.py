@@ -93,7 +93,8 @@ class MissingDependencyError(GptOssFtError):
 
 
 def gather(*steps: Callable[[], Any]) -> list[Any]:
-    """Results of independent steps, in their order; if any fail, the problems of all of them.
+    """Runs independent steps and returns their results in order; if any fail, raises the problems
+    of all.
 
     Raises:
         GptOssFtError: of the class of the first step that failed.

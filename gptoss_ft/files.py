@@ -70,7 +70,7 @@ def discard_folder(path: Path) -> None:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Files and folders in `folder` that a killed process of this package left unfinished."""
+    """Finds files and folders in `folder` that a killed process of this package left unfinished."""
     found = folder.iterdir() if folder.is_dir() else ()
     return [path for path in found if _LEFTOVER.fullmatch(path.name)]
 
@@ -101,13 +101,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, hexadecimal."""
+    """Computes the SHA-256 of a file's bytes, hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def is_empty(path: Path) -> bool:
-    """Whether nothing is at `path`, or an empty folder."""
+    """Returns whether nothing is at `path`, or an empty folder."""
     return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 

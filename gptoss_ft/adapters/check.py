@@ -62,7 +62,7 @@ def _fingerprint_problems(adapter: Adapter, checkpoint: Checkpoint) -> Iterator[
 
 
 def _differing(trained_on: Mapping[str, str], found: Mapping[str, str]) -> str:
-    """The tensors that are not what they were, or nothing when it is not known what they were."""
+    """Names the tensors that have changed, or nothing when it is not known what they were."""
     names = [name for name in trained_on if found.get(name) != trained_on[name]]
     names += [name for name in found if trained_on and name not in trained_on]
     if not names:
@@ -100,7 +100,9 @@ def _misfits(update: LoraFactors, checkpoint: Checkpoint) -> Iterator[Problem]:
 
 
 def _matrix_shape(stem: str, checkpoint: Checkpoint) -> tuple[int, int, int] | None:
-    """`(experts, out, in)` of a base matrix, 1 for a single one; None when the base has none."""
+    """Returns `(experts, out, in)` of a base matrix, 1 for a single one; None when the base has
+    none.
+    """
     info = checkpoint.tensors.get(base_names(stem, checkpoint)[0])
     if info is None:
         return None
@@ -126,7 +128,7 @@ def _missing_problems(adapter: Adapter, checkpoint: Checkpoint) -> Iterator[Prob
 
 
 def _stems(checkpoint: Checkpoint) -> list[str]:
-    """Every matrix of a base that an update can stand for, a projection of all experts as one."""
+    """Lists every matrix of a base that can have an update, a projection of all experts as one."""
     return [
         re.sub(r"(\.weight|_blocks)$", "", name)
         for name, info in checkpoint.tensors.items()

@@ -64,21 +64,21 @@ class Factors:
     scaling: float
 
     def expert(self, index: int) -> Factors:
-        """The update of one expert."""
+        """Returns the update of one expert."""
         return Factors(self.A[index], self.B[index], self.scaling)
 
     def rows(self, start: int, stop: int) -> Factors:
-        """The update of some rows of a plain matrix."""
+        """Returns the update of some rows of a plain matrix."""
         return Factors(self.A, self.B[start:stop], self.scaling)
 
     def square(self) -> float:
-        """`|scaling * B @ A|^2` in float64, from the two small Gram matrices."""
+        """Computes `|scaling * B @ A|^2` in float64 from the two small Gram matrices."""
         A, B = self.A.double(), self.B.double()
         return float(((A @ A.mT) * (B.mT @ B)).sum()) * self.scaling**2
 
 
 def combine(adapters: Iterable[tuple[Adapter, float]]) -> Changes:
-    """What adapters with their weights do to the base that they were all trained on."""
+    """Combines weighted adapters into the changes that they make together to their common base."""
     updates: dict[str, list[LoraFactors]] = defaultdict(list)
     trained: dict[str, list[TrainedValue]] = defaultdict(list)
     for adapter, weight in adapters:
@@ -93,7 +93,7 @@ def combine(adapters: Iterable[tuple[Adapter, float]]) -> Changes:
 
 
 def read_factors(updates: Sequence[LoraFactors]) -> Factors:
-    """The sum of updates of one matrix (or of one projection of all experts) as one update.
+    """Reads the sum of updates of one matrix, or of one projection of all experts, as one update.
 
     Ranks add up: A stacks the parts, B their scaled counterparts. A single update stays as it is.
     """
@@ -105,7 +105,9 @@ def read_factors(updates: Sequence[LoraFactors]) -> Factors:
 
 
 def trained_value(base: torch.Tensor, values: Sequence[TrainedValue]) -> torch.Tensor:
-    """A tensor with what its trained values add, float32; a single one of weight 1 is the value."""
+    """Returns a tensor with its trained values applied, float32; a single one of weight 1 is the
+    value.
+    """
     if len(values) == 1 and values[0].weight == 1:
         return read_tensor(values[0].info).float()
     total = base.float().clone()

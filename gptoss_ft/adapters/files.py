@@ -82,7 +82,9 @@ class LoraFactors:
         return is_expert_stem(self.stem)
 
     def read(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """A and B in float32: `[r, in]`, `[out, r]`; for experts `[E, r, in]`, `[E, out, r]`."""
+        """Reads A and B in float32: `[r, in]`, `[out, r]`; for experts `[E, r, in]`, `[E, out,
+        r]`.
+        """
         A, B = read_tensor(self.A).float(), read_tensor(self.B).float()
         if not self.is_experts:
             return A, B
@@ -120,12 +122,12 @@ class Adapter:
 
 
 def is_expert_stem(stem: str) -> bool:
-    """Whether a stem names a projection of the experts."""
+    """Returns whether a stem names a projection of the experts."""
     return ".mlp.experts." in stem
 
 
 def read_tensor(info: TensorInfo) -> torch.Tensor:
-    """The tensor that a header describes, in its stored dtype."""
+    """Reads the tensor that a header describes, in its stored dtype."""
     with safe_open(info.file, framework="pt") as file:
         return file.get_tensor(info.name)
 
@@ -200,7 +202,7 @@ def _require_files(path: Path) -> None:
 
 
 def _read_json(file: Path, problems: list[Problem]) -> dict[str, Any]:
-    """The object in a JSON file; empty when the file does not exist."""
+    """Reads the object in a JSON file; empty when the file does not exist."""
     if not file.exists():
         return {}
     try:
@@ -313,7 +315,9 @@ def _info_problems(path: Path, info: dict[str, Any]) -> Iterator[Problem]:
 def _pair_factors(
     factors: Iterable[TensorInfo], target_parameters: list[str]
 ) -> tuple[dict[str, dict[str, TensorInfo]], list[Problem]]:
-    """LoRA tensors as `{stem: {"A": info, "B": info}}`, and what could not be paired or read."""
+    """Pairs LoRA tensors as `{stem: {"A": info, "B": info}}` and notes what could not be paired or
+    read.
+    """
     pairs: dict[str, dict[str, TensorInfo]] = {}
     problems = []
     for info in factors:
@@ -344,7 +348,8 @@ def _pair_factors(
 
 
 def _stem(module: str, target_parameters: list[str]) -> str | None:
-    """Stem of the base tensor behind a PEFT module name; None when there is none we can read.
+    """Returns the stem of the base tensor behind a PEFT module name; None when there is none we can
+    read.
 
     `…mlp.experts` and any number of `.base_layer` stand for the nested wrappers around the experts,
     the outermost first. Which parameter a wrapper holds follows from `target_parameters` alone.
@@ -371,12 +376,14 @@ def _update(stem: str, pair: dict[str, TensorInfo], config: dict[str, Any]) -> L
 
 
 def configured_rank(name: str, config: dict[str, Any]) -> int:
-    """The rank that adapter_config.json gives to a module or parameter of this name."""
+    """Returns the rank that adapter_config.json gives to a module or parameter of this name."""
     return int(_by_pattern(config.get("rank_pattern"), name, config["r"]))
 
 
 def _by_pattern(patterns: dict[str, Any] | None, name: str, default: Any) -> Any:
-    """Value of the first pattern that matches the whole name or its end after a dot, as in PEFT."""
+    """Returns the value of the first pattern that matches the name or its end after a dot, as in
+    PEFT.
+    """
     for pattern, value in (patterns or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", name):
             return value

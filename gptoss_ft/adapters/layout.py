@@ -10,12 +10,12 @@ EXPERT_PARAMETERS = ("gate_up_proj", "gate_up_proj_bias", "down_proj", "down_pro
 
 
 def expert_A(weight: torch.Tensor, experts: int) -> torch.Tensor:
-    """PEFT's `lora_A` `[E * r, in]`, experts major, as `[E, r, in]`."""
+    """Views PEFT's `lora_A` `[E * r, in]`, experts major, as `[E, r, in]`."""
     return weight.reshape(experts, -1, weight.shape[-1])
 
 
 def expert_B(weight: torch.Tensor, experts: int) -> torch.Tensor:
-    """PEFT's `lora_B` `[out, r * E]`, experts fastest, as contiguous `[E, out, r]`.
+    """Transposes PEFT's `lora_B` `[out, r * E]`, experts fastest, to contiguous `[E, out, r]`.
 
     As a matrix `[out * r, E]` it is only turned over, which torch copies three times faster than
     any other order of dimensions.
@@ -25,15 +25,15 @@ def expert_B(weight: torch.Tensor, experts: int) -> torch.Tensor:
 
 
 def view_B(weight: torch.Tensor, experts: int) -> torch.Tensor:
-    """PEFT's `lora_B` `[out, r * E]` as a view `[E, out, r]`, in which experts lie innermost."""
+    """Views PEFT's `lora_B` `[out, r * E]` as `[E, out, r]`, in which experts lie innermost."""
     return weight.unflatten(1, (-1, experts)).permute(2, 0, 1)
 
 
 def joined_A(experts: torch.Tensor) -> torch.Tensor:
-    """`[E, r, in]` as PEFT's `lora_A`, the reverse of `expert_A`."""
+    """Flattens `[E, r, in]` to PEFT's `lora_A`, the reverse of `expert_A`."""
     return experts.reshape(-1, experts.shape[-1])
 
 
 def joined_B(experts: torch.Tensor) -> torch.Tensor:
-    """`[E, out, r]` as PEFT's `lora_B`, the reverse of `expert_B`."""
+    """Flattens `[E, out, r]` to PEFT's `lora_B`, the reverse of `expert_B`."""
     return experts.flatten(1).T.reshape(experts.shape[1], -1)

@@ -119,7 +119,7 @@ def _adapted(model: WeightedGptOss, config: LoraConfig, info: AdapterInfo) -> Ad
 
 
 def adapter_parameters(model: AdaptedModel) -> dict[str, int]:
-    """Number of trained parameters by part: attention, experts, full tensors."""
+    """Counts trained parameters by part: attention, experts, full tensors."""
     counts = {"attention": 0, "experts": 0, "full tensors": 0}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

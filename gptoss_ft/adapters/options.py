@@ -53,7 +53,7 @@ class AdapterOptions:
     init: str = ""
 
     def problems(self, key: str = "adapter.") -> list[Problem]:
-        """Everything that is out of range or misspelt."""
+        """Finds everything that is out of range or misspelt."""
         found = [
             Problem("unknown adapter kind", key + "kinds", kind, f"use any of {', '.join(KINDS)}")
             for kind in self.kinds
@@ -76,7 +76,9 @@ class AdapterOptions:
         return found
 
     def expert_rank(self, experts_per_token: int) -> int:
-        """Rank per expert; a token meets k experts, so r / k spends as much on it as r does."""
+        """Returns the rank per expert; a token meets k experts, so r / k spends as much on it as r
+        does.
+        """
         return self.expert_r or max(1, self.r // experts_per_token)
 
 

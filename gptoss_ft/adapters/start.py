@@ -12,7 +12,7 @@ from gptoss_ft.files import sha256_file
 
 
 def open_start(options: AdapterOptions) -> Adapter | None:
-    """The adapter to go on from, or None for a fresh one.
+    """Opens the adapter to continue from; None for a fresh one.
 
     Raises:
         AdapterError: it cannot be read; whether it fits the base is `check_adapter`'s question.
@@ -21,7 +21,7 @@ def open_start(options: AdapterOptions) -> Adapter | None:
 
 
 def continued(options: AdapterOptions, adapter: Adapter) -> AdapterOptions:
-    """The options with kinds, ranks and scaling as the saved adapter has them."""
+    """Returns the options with kinds, ranks and scaling of the saved adapter."""
     ranks = {
         experts: max(
             (u.rank for u in adapter.updates.values() if u.is_experts == experts), default=0

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def is_targeted(stem: str, config: dict[str, Any]) -> bool:
-    """Whether a matrix of the base is to have an update.
+    """Returns whether a matrix of the base is to have an update.
 
     Args:
         stem: base tensor without its ending, such as `model.layers.0.self_attn.q_proj` or
@@ -30,12 +30,14 @@ def is_targeted(stem: str, config: dict[str, Any]) -> bool:
 
 
 def ends_with_one_of(name: str, endings: Iterable[str]) -> bool:
-    """Whether a dotted name is one of the endings, or ends with one after a dot."""
+    """Returns whether a dotted name is one of the endings, or ends with one after a dot."""
     return any(name == ending or name.endswith(f".{ending}") for ending in endings)
 
 
 def _matches(name: str, targets: str | Iterable[str]) -> bool:
-    """A string is a regular expression for the whole name, anything else a list of endings."""
+    """Matches a name against a regular expression for all of it, if given a string, or a list of
+    endings.
+    """
     if isinstance(targets, str):
         return re.fullmatch(targets, name) is not None
     return ends_with_one_of(name, targets)

@@ -42,7 +42,7 @@ class TrainedTensor(nn.Module, BaseTunerLayer):
         self.values[adapter_name] = nn.Parameter(base.detach().float().clone())
 
     def forward(self, base: torch.Tensor) -> torch.Tensor:
-        """The tensor in force; float32 when it is an adapter's."""
+        """Returns the tensor in force; float32 when it is an adapter's."""
         if not self.disable_adapters:
             for name in self.active_adapters:
                 if name in self.values:
@@ -70,7 +70,7 @@ def attach_trained(model: nn.Module, names: Iterable[str], adapter_name: str = "
 
 
 def trained_layers(model: nn.Module) -> dict[str, TrainedTensor]:
-    """Every `TrainedTensor` of a model, keyed by the base tensor's name."""
+    """Finds every `TrainedTensor` of a model, keyed by the base tensor's name."""
     found = {}
     for path, module in model.named_modules():
         if isinstance(module, TrainedTensor):
@@ -79,7 +79,9 @@ def trained_layers(model: nn.Module) -> dict[str, TrainedTensor]:
 
 
 def base_name(path: str) -> str:
-    """Name of the base tensor behind a `TrainedTensor` at `path`, without PEFT's prefixes."""
+    """Returns the name of the base tensor behind a `TrainedTensor` at `path`, without PEFT's
+    prefixes.
+    """
     path = path.removeprefix("base_model.model.").replace(".base_layer", "")
     if ".trained_biases." in path:
         return path.replace(".trained_biases.", ".") + "_bias"

@@ -21,8 +21,8 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from gptoss_ft.data.options import DataOptions, SourceOptions, cache_folder
-from gptoss_ft.data.read import Chunk, read_source, source_files
-from gptoss_ft.data.rows import CONVERSATIONS, ChunkResult, RowKind, render_chunk
+from gptoss_ft.data.read import RowChunk, read_source, source_files
+from gptoss_ft.data.rows import CONVERSATIONS, RowChunkResult, RowKind, render_chunk
 from gptoss_ft.data.summary import Counts
 from gptoss_ft.errors import DataError, Problem
 from gptoss_ft.files import code_digest, sha256_file, whole_folder
@@ -74,7 +74,7 @@ def render_source(
     hub: bool = False,
     kind: RowKind = CONVERSATIONS,
 ) -> RenderedSource:
-    """The rows of a source, rendered now or before.
+    """Renders the rows of a source, or finds them in the cache.
 
     Memory does not grow with the source: chunks are read, rendered and written a few at a time.
 
@@ -103,7 +103,7 @@ def render_source(
     return RenderedSource(rows, info["examples"], _counts(info["counts"]), fingerprint, cached)
 
 
-def _keep(folder: Path, results: Iterator[ChunkResult], schema: pa.Schema, size: int) -> None:
+def _keep(folder: Path, results: Iterator[RowChunkResult], schema: pa.Schema, size: int) -> None:
     """Writes the rows and their counts to `folder`, whole or not at all."""
     shutil.rmtree(folder, ignore_errors=True)
     try:
@@ -126,7 +126,7 @@ def _counts(values: dict[str, object]) -> Counts:
 
 
 def _write(
-    results: Iterator[ChunkResult], file: Path, schema: pa.Schema, size: int
+    results: Iterator[RowChunkResult], file: Path, schema: pa.Schema, size: int
 ) -> tuple[int, Counts]:
     """Writes the batches in order; returns the number of examples and the sums."""
     examples, counts, problems = 0, Counts(), list[Problem]()
@@ -147,8 +147,12 @@ def _write(
     return examples, counts
 
 
-def _until_broken(results: Iterator[ChunkResult], problems: list[Problem]) -> Iterator[ChunkResult]:
-    """The results, while there are not too many problems; those of rows and files are collected."""
+def _until_broken(
+    results: Iterator[RowChunkResult], problems: list[Problem]
+) -> Iterator[RowChunkResult]:
+    """Yields the results until there are too many problems, and collects those of rows and
+    files.
+    """
     try:
         for result in results:
             problems += result.problems
@@ -160,16 +164,16 @@ def _until_broken(results: Iterator[ChunkResult], problems: list[Problem]) -> It
 
 
 def _numbered(batch: pa.RecordBatch, first: int) -> pa.RecordBatch:
-    """The batch with its examples numbered from `first`."""
+    """Numbers the examples of a batch from `first`."""
     place = batch.schema.get_field_index("example")
     numbers = pa.array(batch.column(place).to_numpy() + first, pa.int32())
     return batch.set_column(place, batch.schema.field(place), numbers)
 
 
 def _rendered(
-    chunks: Iterator[Chunk], job: _Job, vocabulary: Vocabulary, size: int
-) -> Iterator[ChunkResult]:
-    """The results of all chunks in order, by as many processes as pay."""
+    chunks: Iterator[RowChunk], job: _Job, vocabulary: Vocabulary, size: int
+) -> Iterator[RowChunkResult]:
+    """Yields the results of all chunks in order, from as many processes as pay off."""
     workers = job.options.workers or (_cpus() if size >= PARALLEL_BYTES else 1)
     if workers == 1:
         renderer = Renderer(vocabulary, job.options.render)
@@ -178,7 +182,7 @@ def _rendered(
         return
     method = "fork" if sys.platform == "linux" else "spawn"
     with ProcessPoolExecutor(workers, multiprocessing.get_context(method)) as pool:
-        pending: deque[Future[ChunkResult]] = deque()
+        pending: deque[Future[RowChunkResult]] = deque()
         for chunk in islice(chunks, workers * CHUNKS_IN_FLIGHT):
             pending.append(pool.submit(_render_in_worker, chunk, job))
         while pending:
@@ -187,14 +191,14 @@ def _rendered(
                 pending.append(pool.submit(_render_in_worker, chunk, job))
 
 
-def _render_in_worker(chunk: Chunk, job: _Job) -> ChunkResult:
+def _render_in_worker(chunk: RowChunk, job: _Job) -> RowChunkResult:
     renderer = _worker_renderer(job.model, json.dumps(asdict(job.options.render)))
     return render_chunk(chunk, job.format, job.kind, renderer, job.options)
 
 
 @lru_cache(maxsize=1)
 def _worker_renderer(model: Path | None, render: str) -> Renderer:
-    """One renderer per process; a forked one finds the vocabulary loaded."""
+    """Makes one renderer per process; a forked one finds the vocabulary loaded."""
     vocabulary = load_vocabulary(model) if model else packaged_vocabulary()
     return Renderer(vocabulary, RenderOptions(**json.loads(render)))
 

@@ -92,10 +92,11 @@ def render_sources(
     hub: bool = False,
     kind: RowKind = CONVERSATIONS,
 ) -> list[RenderedSource]:
-    """Training sources, then the validation source where there is one, rendered or from the cache.
+    """Renders the training sources, then the validation source if there is one, or takes them from
+    the cache.
 
     Args:
-        options, vocabulary, model, hub: as of `prepare`.
+        options, vocabulary, model, hub: as in `prepare`.
         kind: what the examples become.
 
     Raises:
@@ -117,7 +118,7 @@ def render_sources(
 
 
 def _sources(options: DataOptions) -> list[SourceOptions]:
-    """Training sources, then the validation source where there is one."""
+    """Returns the training sources, then the validation source if there is one."""
     held_out = options.validation_source
     return [*options.training_sources, *([held_out] if held_out else [])]
 
@@ -142,7 +143,7 @@ def _assemble(rendered: Sequence[RenderedSource], options: DataOptions) -> Prepa
 
 
 def joined(rendered: Sequence[RenderedSource]) -> tuple[datasets.Dataset, Counts]:
-    """The rows of all sources, one after the other, and the sums over them."""
+    """Joins the rows of all sources, one after the other, and adds up their counts."""
     counts = Counts()
     for source in rendered:
         counts.add(source.counts)
@@ -150,7 +151,7 @@ def joined(rendered: Sequence[RenderedSource]) -> tuple[datasets.Dataset, Counts
 
 
 def choose(rendered: Sequence[RenderedSource], options: DataOptions) -> Mix:
-    """Which of the joined rows are trained on and which are held out."""
+    """Chooses which of the joined rows are trained on and which are held out."""
     training = rendered[: len(options.training_sources)]
     chosen = mix(_table(training), options)
     if not options.validation_source:
@@ -160,12 +161,12 @@ def choose(rendered: Sequence[RenderedSource], options: DataOptions) -> Mix:
 
 
 def column(rows: datasets.Dataset, name: str) -> np.ndarray:
-    """A column of numbers."""
+    """Reads a column of numbers."""
     return rows.data.column(name).to_numpy()
 
 
 def _table(rendered: Sequence[RenderedSource]) -> Table:
-    """The rows of all sources, examples numbered through."""
+    """Tabulates the rows of all sources, examples numbered consecutively."""
     source, example, digest, first = [], [], [], 0
     for index, item in enumerate(rendered):
         source.append(np.full(len(item.rows), index, dtype=np.int16))
@@ -199,7 +200,9 @@ def check_rows_left(chosen: Mix, options: DataOptions, dropped: Mapping[str, int
 def _dataset(
     rows: datasets.Dataset, indices: np.ndarray, options: DataOptions, packed: Path
 ) -> datasets.Dataset:
-    """The chosen rows, each by itself or packed into rows of `max_length`, in a file `packed`."""
+    """Returns the chosen rows, each by itself or packed into rows of `max_length`, in a file
+    `packed`.
+    """
     if not (options.packing and len(indices)):
         return rows.select(indices).select_columns(ROW_COLUMNS)
     if not packed.exists():

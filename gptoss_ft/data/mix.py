@@ -60,7 +60,9 @@ def mix(table: Table, options: DataOptions) -> Mix:
 
 
 def _unique(table: Table, drop: bool) -> tuple[np.ndarray, int]:
-    """Indices of the rows to keep, and the number of examples that repeat an earlier one."""
+    """Returns the indices of the rows to keep, and the number of examples that repeat an earlier
+    one.
+    """
     examples, first_row = np.unique(table.example, return_index=True)
     _, first = np.unique(table.digest[first_row], return_index=True)
     duplicates = len(examples) - len(first)
@@ -69,7 +71,9 @@ def _unique(table: Table, drop: bool) -> tuple[np.ndarray, int]:
 
 
 def _members(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Whether each value is among the chosen ones, bool; a table when there are many of both."""
+    """Returns whether each value is among the chosen ones, bool; by a table, as both may be
+    many.
+    """
     if not len(chosen):
         return np.zeros(len(values), dtype=bool)
     return np.isin(values, chosen, kind="table")
@@ -78,7 +82,7 @@ def _members(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 def _held_out(
     examples: np.ndarray, options: DataOptions, generator: np.random.Generator
 ) -> np.ndarray:
-    """Examples to validate on; at least one stays on either side."""
+    """Draws the examples to validate on; at least one stays on either side."""
     wanted = options.validation_count or round(len(examples) * options.validation_split)
     if not (options.validation_count or options.validation_split):
         return examples[:0]
@@ -98,7 +102,7 @@ def _held_out(
 def _weighted(
     table: Table, rows: np.ndarray, weight: float, generator: np.random.Generator
 ) -> np.ndarray:
-    """The rows of a source, all of them `floor(weight)` times and a drawn share once more."""
+    """Repeats the rows of a source `floor(weight)` times, and a drawn share of them once more."""
     whole = math.floor(weight)
     if weight == whole:
         return np.tile(rows, whole)

@@ -38,7 +38,7 @@ class SourceOptions:
     split: str = "train"
 
     def problems(self, key: str) -> list[Problem]:
-        """Values out of range; `key` is the config prefix, such as `data.sources[0]`."""
+        """Finds values out of range; `key` is the config prefix, such as `data.sources[0]`."""
         found = []
         if not self.path:
             found.append(Problem("no data file given", f"{key}.path", mend="write its path"))
@@ -115,7 +115,9 @@ class DataOptions:
         return bool(self.validation_path or self.validation_split or self.validation_count)
 
     def problems(self, key: str) -> list[Problem]:
-        """Values out of range and contradictions; `key` is the config prefix, such as `data`."""
+        """Finds values out of range and contradictions; `key` is the config prefix, such as
+        `data`.
+        """
         found = [*self._source_problems(key), *self._validation_problems(key)]
         if not 1 <= self.max_length <= CONTEXT_TOKENS:
             mend = f"write a number of tokens from 1 to {CONTEXT_TOKENS}"
@@ -167,7 +169,7 @@ class DataOptions:
 
 
 def cache_folder(cache: str) -> Path:
-    """The folder of rendered rows, by `DataOptions.cache`."""
+    """Returns the folder of rendered rows for a value of `DataOptions.cache`."""
     if cache:
         return Path(cache).expanduser()
     home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()

@@ -100,7 +100,7 @@ def best_fit(lengths: np.ndarray, capacity: int, seed: int) -> Bins:
 
 
 def _bin_numbers(lengths: np.ndarray, capacity: int) -> np.ndarray:
-    """The bin of each row, int32, rows placed one after the other."""
+    """Assigns each row to a bin, int32, rows placed one after the other."""
     numbers = np.empty(len(lengths), dtype=np.int32)
     # Views of memory yield one Python number at a time; a list would take ten times the array.
     place = numbers.data
@@ -166,19 +166,19 @@ class ListColumn:
 
     @classmethod
     def of(cls, column: pa.ChunkedArray) -> ListColumn:
-        """The arrays of a column of lists, without a copy."""
+        """Views the arrays of a column of lists without a copy."""
         chunks = [chunk for chunk in column.chunks if len(chunk)]
         first = _offsets(np.array([len(chunk) for chunk in chunks]))[:-1]
         values = [chunk.values.to_numpy() for chunk in chunks]
         return cls(first, values, [chunk.offsets.to_numpy() for chunk in chunks])
 
     def _find(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The batch of each row, and its place there."""
+        """Returns the batch of each row, and its index there."""
         batches = np.searchsorted(self.first, rows, side="right") - 1
         return batches, rows - self.first[batches]
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:
-        """How long the lists of some rows are, int64."""
+        """Returns the lengths of the lists of some rows, int64."""
         batches, places = self._find(rows)
         found = np.empty(len(rows), dtype=np.int64)
         for batch in np.unique(batches).tolist():
@@ -188,7 +188,9 @@ class ListColumn:
         return found
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
-        """The lists of some rows end to end. (Arrow's `take` would copy the whole column first.)"""
+        """Gathers the lists of some rows end to end. (Arrow's `take` would copy the whole column
+        first.)
+        """
         batches, places = self._find(rows)
         return np.concatenate(
             [
@@ -201,7 +203,9 @@ class ListColumn:
 def _packed(
     columns: list[ListColumn], order: np.ndarray, offsets: np.ndarray, documents: np.ndarray
 ) -> pa.RecordBatch:
-    """One batch of packed rows: `order` names their rows, `offsets` where each begins in it."""
+    """Builds a batch of packed rows: `order` names their rows, `offsets` where each begins in
+    it.
+    """
     lengths = np.add.reduceat(documents, offsets[:-1])
     tokens, members = pa.array(_offsets(lengths)), pa.array(offsets, pa.int32())
     first = _offsets(documents)[:-1]

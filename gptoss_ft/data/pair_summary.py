@@ -26,7 +26,7 @@ class PairSummary(RowSummary):
     compared: dict[str, int] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
-        """The summary for the terminal."""
+        """Formats the summary for the terminal."""
         lines = [
             self._read_line(f"{self.examples:,} examples", self.noun),
             f"{self.tokens:,} tokens, of which are compared: {listed(self.compared)}",
@@ -39,7 +39,7 @@ class PairSummary(RowSummary):
 
 
 def summarise_pairs(counts: Counts, lengths: np.ndarray, noun: str) -> PairSummary:
-    """The summary of rendered rows, before they are split and mixed.
+    """Summarises rendered rows before they are split and mixed.
 
     Args:
         counts: sums over all sources.

@@ -89,7 +89,7 @@ class Completion:
     channels: np.ndarray
 
     def counted(self) -> np.ndarray:
-        """The ids that count."""
+        """Returns the ids that count."""
         return self.ids[self.weights > 0]
 
 
@@ -124,7 +124,7 @@ class Rated:
 def pair_rows(
     parsed: ParsedRow, renderer: Renderer, options: DataOptions, counts: Counts
 ) -> list[Pair]:
-    """The pair of an example unless it is left out, counted.
+    """Renders the pair of an example unless it is left out, and counts it.
 
     Raises:
         DataError: the example is no pair, or it is too long and that is to be an error.
@@ -157,7 +157,8 @@ def pair_rows(
 def rated_rows(
     parsed: ParsedRow, renderer: Renderer, options: DataOptions, counts: Counts
 ) -> list[Rated]:
-    """The rated completions of an example: one of a rating, two of a pair; counted.
+    """Renders the rated completions of an example, one of a rating or two of a pair, and counts
+    them.
 
     Raises:
         DataError: the example is neither, or it is too long and that is to be an error.
@@ -191,12 +192,12 @@ def rated_rows(
 def _rendered(
     renderer: Renderer, prompt: Conversation, completions: Sequence[Sequence[Message]]
 ) -> list[tuple[np.ndarray, Completion]]:
-    """Prompt and completion of each row."""
+    """Renders prompt and completion of each row."""
     return [_split(row) for row in renderer.completions(prompt, completions)]
 
 
 def _split(row: Row) -> tuple[np.ndarray, Completion]:
-    """A rendered row cut where the model begins to sample."""
+    """Splits a rendered row at the point where the model begins to sample."""
     ids = np.frombuffer(b"".join(row.pieces), dtype=np.int32)
     codes = [
         CHANNELS.index(message.channel) if sampled else 0
@@ -220,7 +221,7 @@ def _kept(
     options: DataOptions,
     counts: Counts,
 ) -> list[Kept]:
-    """The rows of an example that are short enough and have something that counts."""
+    """Returns the rows of an example that are short enough and have something that counts."""
     rows = render(prompt)
     if options.on_too_long == "truncate" and not _fits(rows, options):
         shorter = shortened(prompt, render, lambda found: _fits(found, options))
@@ -308,7 +309,7 @@ def _rated_batch(rows: list[Rated], examples: list[int]) -> pa.RecordBatch:
 
 
 def _lists(schema: pa.Schema, columns: dict[str, list[np.ndarray]]) -> dict[str, pa.Array]:
-    """Columns of lists from an array per row."""
+    """Builds columns of lists from an array per row."""
     return {
         name: list_array(
             np.concatenate([np.empty(0, schema.field(name).type.value_type.to_pandas_dtype()), *v]),
@@ -341,7 +342,7 @@ def _digest(*parts: np.ndarray) -> int:
 
 
 def _rated_digests(rows: list[Rated], examples: list[int]) -> list[int]:
-    """One number per row, the same for all rows of an example."""
+    """Computes one number per row, the same for all rows of an example."""
     digests: list[int] = []
     for _, group in groupby(range(len(rows)), key=examples.__getitem__):
         members = [rows[i] for i in group]

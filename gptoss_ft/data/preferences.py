@@ -63,7 +63,7 @@ class Selection:
     bins: Bins | None = None
 
     def __len__(self) -> int:
-        """Rows, before packing."""
+        """Counts the rows before packing."""
         return len(self.rows)
 
 
@@ -104,7 +104,7 @@ class PreferenceData:
     fingerprint: str
 
     def branches(self, selection: Selection) -> list[Branch]:
-        """The completions of a selection that a reference scores."""
+        """Lists the completions of a selection that a reference scores."""
         if not self.rated:
             return [
                 Branch(f"ref_{side}_logps", f"{side}_ids", selection.rows)
@@ -119,9 +119,10 @@ class PreferenceData:
 def prepare_pairs(
     options: DataOptions, vocabulary: Vocabulary, model: Path | None = None, hub: bool = False
 ) -> PreferenceData:
-    """Pairs of all sources, rendered or from the cache, split and, if that is asked for, packed.
+    """Prepares the pairs of all sources: rendered or from the cache, split, and packed if asked
+    for.
 
-    Arguments and errors are those of `dataset.prepare`; rows that are no pairs are refused, and so
+    See `dataset.prepare` for arguments and errors; rows that are no pairs are refused, and so
     is data in which every chosen completion equals the rejected one.
     """
     rendered = render(options, vocabulary, model, hub, PAIRS)
@@ -160,7 +161,7 @@ def prepare_ratings(
     model: Path | None = None,
     hub: bool = False,
 ) -> PreferenceData:
-    """Rated completions of all sources, shuffled once; a pair becomes two of them.
+    """Prepares the rated completions of all sources, shuffled once; a pair becomes two of them.
 
     Training sees them in this order in every epoch: the completion that stands in for a mismatched
     one, with which KTO estimates its divergence, is that of the row before in the same batch, the
@@ -168,7 +169,7 @@ def prepare_ratings(
     of the row before it.
 
     Args:
-        options, vocabulary, model, hub: as of `dataset.prepare`, whose errors these are too.
+        options, vocabulary, model, hub: as in `dataset.prepare`, which also lists the errors.
         groups: how the rows are batched; None for losses that estimate no divergence.
     """
     rendered = render(options, vocabulary, model, hub, RATINGS)
@@ -195,7 +196,8 @@ def prepare_ratings(
 
 
 def partners(order: np.ndarray, group: int) -> np.ndarray:
-    """Of each row, the one before it among each `group` consecutive ones, the last for the first.
+    """Returns for each row the one before it among each `group` consecutive ones, and the last for
+    the first.
 
     A group of one takes the row before the group; a single row in all has only itself.
     """
@@ -219,7 +221,7 @@ def _check_difference(counts: Counts, options: DataOptions) -> None:
 
 
 def _opposed(digests: np.ndarray, reverses: np.ndarray) -> np.ndarray:
-    """Pairs that are preferred as often one way as the other, bool."""
+    """Finds pairs that are preferred as often one way as the other, bool."""
     keys, inverse = np.unique(np.minimum(digests, reverses), return_inverse=True)
     votes = np.zeros(len(keys), dtype=np.int64)
     np.add.at(votes, inverse, np.where(digests < reverses, 1, -1))
@@ -275,7 +277,7 @@ def _columns(
     selection: Selection,
     reference: Mapping[str, tuple[ListColumn, np.ndarray]],
 ) -> tuple[dict[str, tuple[ListColumn, np.ndarray]], dict[str, np.ndarray]]:
-    """Columns of lists, each with the list of every position, and columns of numbers."""
+    """Collects columns of lists, each with the list of every position, and columns of numbers."""
     schema = RATED_SCHEMA if data.rated else PAIR_SCHEMA
     table = data.rows.data.table
     names = [name for name in schema.names if name not in _AUXILIARY]
@@ -295,7 +297,9 @@ def _columns(
 def _parts(
     data: PreferenceData, selection: Selection
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """Positions of the rows of each record batch and, with packing, where packed rows begin."""
+    """Yields the positions of each record batch's rows and, with packing, the offsets of packed
+    rows.
+    """
     lengths = column(data.rows, "length")[selection.rows]
     if selection.bins is None:
         step = max(1, pack.TOKENS_AT_ONCE // int(lengths.max()))
@@ -315,7 +319,7 @@ def _batch(
     numbers: Mapping[str, np.ndarray],
     positions: np.ndarray,
 ) -> pa.RecordBatch:
-    """The rows at some positions."""
+    """Builds a batch of the rows at some positions."""
     columns = {
         name: list_array(source.gather(rows[positions]), source.lengths(rows[positions]))
         for name, (source, rows) in lists.items()
@@ -325,7 +329,7 @@ def _batch(
 
 
 def _packed(batch: pa.RecordBatch, offsets: np.ndarray) -> pa.RecordBatch:
-    """Rows as the members of packed rows, which begin at `offsets`."""
+    """Nests rows as the members of packed rows, which begin at `offsets`."""
     lengths = np.add.reduceat(batch.column("length").to_numpy(), offsets[:-1]).astype(np.int32)
     members = pa.StructArray.from_arrays(batch.columns, fields=list(batch.schema))
     pairs = pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), members)

@@ -31,7 +31,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
-class Chunk:
+class RowChunk:
     """Some consecutive rows of one file.
 
     Attributes:
@@ -46,7 +46,7 @@ class Chunk:
 
 
 def source_files(source: SourceOptions, hub: bool) -> list[Path]:
-    """The files of a source, in order; empty for a Hub dataset.
+    """Returns the files of a source, in order; empty for a Hub dataset.
 
     Raises:
         DataError: nothing is there, a folder holds no file that can be read, or a Hub name without
@@ -68,8 +68,8 @@ def source_files(source: SourceOptions, hub: bool) -> list[Path]:
     raise DataError(_missing(path))
 
 
-def read_source(source: SourceOptions, hub: bool = False) -> Iterator[Chunk]:
-    """All rows of a source.
+def read_source(source: SourceOptions, hub: bool = False) -> Iterator[RowChunk]:
+    """Reads all rows of a source.
 
     Raises:
         DataError: files that are missing, empty, or broken as a whole; broken rows come with their
@@ -89,7 +89,7 @@ def read_source(source: SourceOptions, hub: bool = False) -> Iterator[Chunk]:
 
 
 def decode(row: bytes | Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    """One row as a mapping.
+    """Decodes one row to a mapping.
 
     Raises:
         DataError: bytes that are not UTF-8, not JSON, or not a JSON object.
@@ -114,7 +114,7 @@ def decode(row: bytes | Mapping[str, Any], where: str) -> Mapping[str, Any]:
     return value
 
 
-def _read_file(file: Path) -> Iterator[Chunk]:
+def _read_file(file: Path) -> Iterator[RowChunk]:
     suffix = file.suffix.lower()
     if suffix == ".parquet":
         return _read_parquet(file)
@@ -127,7 +127,7 @@ def _read_file(file: Path) -> Iterator[Chunk]:
     return _read_lines(file)
 
 
-def _read_lines(file: Path) -> Iterator[Chunk]:
+def _read_lines(file: Path) -> Iterator[RowChunk]:
     rows: list[tuple[int, bytes | Mapping[str, Any]]] = []
     size = done = 0
     with file.open("rb") as stream:
@@ -140,16 +140,16 @@ def _read_lines(file: Path) -> Iterator[Chunk]:
             rows.append((number, line))
             size += len(line)
             if len(rows) >= CHUNK_ROWS or size >= CHUNK_BYTES:
-                yield Chunk(str(file), rows, done)
+                yield RowChunk(str(file), rows, done)
                 rows, size = [], 0
     if rows:
-        yield Chunk(str(file), rows, done)
+        yield RowChunk(str(file), rows, done)
 
 
-def _chunks(path: str, rows: Iterable[tuple[int, Mapping[str, Any]]]) -> Iterator[Chunk]:
+def _chunks(path: str, rows: Iterable[tuple[int, Mapping[str, Any]]]) -> Iterator[RowChunk]:
     iterator = iter(rows)
     while part := list(islice(iterator, CHUNK_ROWS)):
-        yield Chunk(path, list(part))
+        yield RowChunk(path, list(part))
 
 
 def _starts_with_bracket(file: Path) -> bool:
@@ -158,7 +158,7 @@ def _starts_with_bracket(file: Path) -> bool:
 
 
 def _array_rows(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """A JSON array of objects; it is read as a whole, JSONL is not."""
+    """Reads a JSON array of objects as a whole, which JSONL is not."""
     try:
         values = json.loads(file.read_text(encoding="utf-8-sig"))
     except ValueError as error:
@@ -175,7 +175,7 @@ def _array_rows(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 
 def _table_rows(file: Path, delimiter: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Rows of a CSV file with a header; empty cells are absent."""
+    """Reads the rows of a CSV file with a header; empty cells are absent."""
     with file.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.DictReader(stream, delimiter=delimiter)
         number = 2
@@ -194,7 +194,7 @@ def _table_rows(file: Path, delimiter: str) -> Iterator[tuple[int, Mapping[str, 
 
 
 def _text_rows(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """A text file is one document."""
+    """Reads a text file as one document."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -204,7 +204,7 @@ def _text_rows(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         yield 1, {"text": text}
 
 
-def _read_parquet(file: Path) -> Iterator[Chunk]:
+def _read_parquet(file: Path) -> Iterator[RowChunk]:
     import pyarrow
     from pyarrow import parquet
 
@@ -217,11 +217,11 @@ def _read_parquet(file: Path) -> Iterator[Chunk]:
     for batch in table.iter_batches(batch_size=CHUNK_ROWS):
         rows = list(enumerate(batch.to_pylist(), start=number))
         number += len(rows)
-        yield Chunk(str(file), rows, size * (number - 1) // max(total, 1))
+        yield RowChunk(str(file), rows, size * (number - 1) // max(total, 1))
 
 
 def _hub_rows(source: SourceOptions) -> Iterator[Mapping[str, Any]]:
-    """Rows of a Hub dataset, streamed; loading scripts are never run."""
+    """Streams the rows of a Hub dataset; loading scripts are never run."""
     import datasets
 
     try:

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from gptoss_ft.data.formats import detect, parse
 from gptoss_ft.data.options import DataOptions, SourceOptions
-from gptoss_ft.data.read import Chunk, decode, read_source
+from gptoss_ft.data.read import RowChunk, decode, read_source
 from gptoss_ft.data.summary import Counts
 from gptoss_ft.errors import DataError, Problem
 from gptoss_ft.harmony.messages import (
@@ -62,7 +62,7 @@ class ParsedRow(NamedTuple):
 
 
 @dataclass
-class ChunkResult:
+class RowChunkResult:
     """What became of a chunk.
 
     Attributes:
@@ -99,9 +99,9 @@ class RowKind:
 
 
 def parse_chunk(
-    chunk: Chunk, format_name: str, problems: list[Problem], *, needs_answer: bool = True
+    chunk: RowChunk, format_name: str, problems: list[Problem], *, needs_answer: bool = True
 ) -> Iterator[ParsedRow]:
-    """The good rows of a chunk, of the given or detected format.
+    """Parses the rows of a chunk in the given or detected format and yields the good ones.
 
     Problems of the other rows are added to `problems`.
     """
@@ -118,7 +118,8 @@ def parse_chunk(
 def read_examples(
     source: SourceOptions, problems: list[Problem], hub: bool = False, *, needs_answer: bool = True
 ) -> Iterator[ParsedRow]:
-    """The good rows of a source, one after the other; problems of the others go to `problems`.
+    """Yields the good rows of a source, one after the other; problems of the others go to
+    `problems`.
 
     Raises:
         DataError: files that cannot be read.
@@ -128,8 +129,8 @@ def read_examples(
 
 
 def render_chunk(
-    chunk: Chunk, format_name: str, kind: RowKind, renderer: Renderer, options: DataOptions
-) -> ChunkResult:
+    chunk: RowChunk, format_name: str, kind: RowKind, renderer: Renderer, options: DataOptions
+) -> RowChunkResult:
     """Parses, checks and renders the rows of a chunk."""
     with _collector_paused():
         return _render_chunk(chunk, format_name, kind, renderer, options)
@@ -137,7 +138,9 @@ def render_chunk(
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Rows are many small objects without cycles; looking for cycles among them costs a fifth."""
+    """Pauses the garbage collector: rows are many small objects without cycles, and looking for
+    cycles among them costs a fifth.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -148,8 +151,8 @@ def _collector_paused() -> Iterator[None]:
 
 
 def _render_chunk(
-    chunk: Chunk, format_name: str, kind: RowKind, renderer: Renderer, options: DataOptions
-) -> ChunkResult:
+    chunk: RowChunk, format_name: str, kind: RowKind, renderer: Renderer, options: DataOptions
+) -> RowChunkResult:
     counts, problems = Counts(), list[Problem]()
     rows, numbers = list[Any](), list[int]()
     examples = 0
@@ -165,13 +168,13 @@ def _render_chunk(
         rows += kept
         numbers += [examples] * len(kept)
         examples += 1
-    return ChunkResult(kind.batch(rows, numbers), examples, counts, problems, chunk.done)
+    return RowChunkResult(kind.batch(rows, numbers), examples, counts, problems, chunk.done)
 
 
 def _training_rows(
     parsed: ParsedRow, renderer: Renderer, options: DataOptions, counts: Counts
 ) -> list[Row]:
-    """The rows of an example that are kept, counted."""
+    """Renders the rows of an example that are kept, and counts them."""
     example = parsed.example
     if isinstance(example, Preference | Feedback):
         kind = "a preference pair" if isinstance(example, Preference) else "a rated answer"
@@ -199,7 +202,7 @@ def _training_rows(
 def _document(
     document: Document, renderer: Renderer, options: DataOptions, counts: Counts
 ) -> list[Row]:
-    """A document as rows of at most `max_length`."""
+    """Renders a document as rows of at most `max_length`."""
     rows = renderer.render_document(document, options.max_length)
     if len(rows) > 1:
         counts.changed[f"documents cut into pieces of max_length={options.max_length}"] += 1
@@ -209,7 +212,7 @@ def _document(
 def _with_effort(
     conversation: Conversation, renderer: Renderer, options: DataOptions, counts: Counts
 ) -> Conversation:
-    """The conversation with effort low if that is asked for where a final has no analysis."""
+    """Sets effort low, if that is asked for, where a final has no analysis."""
     if options.without_analysis != "low" or conversation.effort is not None:
         return conversation
     if not any(row.bare_finals for row in renderer.render(conversation)):
@@ -221,7 +224,7 @@ def _with_effort(
 def _render(
     conversation: Conversation, renderer: Renderer, options: DataOptions, counts: Counts
 ) -> list[Row]:
-    """The rows of a conversation, after leaving out its oldest turns if that is asked for."""
+    """Renders a conversation, leaving out its oldest turns if that is asked for."""
     rows = renderer.render(conversation)
     if not rows:
         # The parser refuses rows without an answer, so what is left here was weighted away.
@@ -244,7 +247,7 @@ def shortened(
     render: Callable[[Conversation], Rendered],
     fits: Callable[[Rendered], bool],
 ) -> Rendered | None:
-    """What is rendered without as few of the oldest turns as possible; None when nothing fits."""
+    """Renders without as few of the oldest turns as possible; None when nothing fits."""
     starts = turn_starts(conversation)
 
     def rendered_from(turn: int) -> Rendered:
@@ -256,7 +259,9 @@ def shortened(
 
 
 def turn_starts(conversation: Conversation) -> list[int]:
-    """Indices of the messages that open a turn; a run of user messages is one question."""
+    """Returns the indices of the messages that open a turn; a run of user messages is one
+    question.
+    """
     messages = conversation.messages
     return [
         i
@@ -266,7 +271,7 @@ def turn_starts(conversation: Conversation) -> list[int]:
 
 
 def without_turns_before(conversation: Conversation, start: int) -> Conversation:
-    """The conversation from message `start` on; system and developer messages stay."""
+    """Returns the conversation from message `start` on; system and developer messages stay."""
     kept = tuple(
         message
         for i, message in enumerate(conversation.messages)
@@ -278,7 +283,9 @@ def without_turns_before(conversation: Conversation, start: int) -> Conversation
 def short_enough(
     rows: Sequence[Sized], where: str, options: DataOptions, counts: Counts
 ) -> list[Sized]:
-    """The rows of at most `max_length`; the others are counted, or refused if that is asked for."""
+    """Keeps the rows of at most `max_length`; the others are counted, or refused if that is asked
+    for.
+    """
     kept, problems = [], []
     for row in rows:
         if row.length <= options.max_length:
@@ -320,7 +327,7 @@ def _batch(rows: list[Row], examples: list[int]) -> pa.RecordBatch:
 def _labels_and_weights(
     rows: list[Row], offsets: np.ndarray, ids: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What `Row.labels` and `Row.loss_weights` say, for all rows end to end."""
+    """Computes `Row.labels` and `Row.loss_weights` for all rows end to end."""
     spans = [
         (offset + start, offset + stop, weight, IGNORE if label is None else label)
         for row, offset in zip(rows, offsets.tolist(), strict=False)
@@ -341,7 +348,9 @@ def _labels_and_weights(
 def _digests(
     examples: list[int], offsets: np.ndarray, ids: np.ndarray, labels: np.ndarray
 ) -> list[int]:
-    """One number per row, equal for examples whose rows hold the same tokens and labels."""
+    """Computes one number per row, equal for examples whose rows hold the same tokens and
+    labels.
+    """
     # Which label a trained token has follows from the tokens, so the labels are one bit each here.
     trained = labels != IGNORE
     digests: dict[int, int] = {}

@@ -89,7 +89,7 @@ class RowSummary:
     cached: bool = False
 
     def _read_line(self, examples: str, rows: str) -> str:
-        """What was read: how many `examples`, in words, and how many `rows` they became."""
+        """Says what was read: how many `examples`, in words, and how many `rows` they became."""
         return (
             f"{examples} ({listed(self.formats)}), {self.rows:,} {rows}: "
             f"{self.train_rows:,} to train on, {self.validation_rows:,} held out"
@@ -100,7 +100,7 @@ class RowSummary:
         return f"row lengths in tokens: {listed(self.lengths)}"
 
     def _fate_lines(self) -> list[str]:
-        """What was packed, left out or changed."""
+        """Says what was packed, left out or changed."""
         lines = []
         if self.packed_rows:
             held_out = self.packed_validation_rows
@@ -139,7 +139,7 @@ class DataSummary(RowSummary):
     bare_finals: dict[str, int] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
-        """The summary for the terminal."""
+        """Formats the summary for the terminal."""
         share = self.trained_tokens / self.tokens if self.tokens else 0.0
         return [
             self._read_line(f"{self.conversations:,} conversations or documents", "rows"),
@@ -165,7 +165,7 @@ class DataSummary(RowSummary):
 
 
 def summarise(counts: Counts, lengths: np.ndarray) -> DataSummary:
-    """The summary of rendered rows, before they are split and mixed.
+    """Summarises rendered rows before they are split and mixed.
 
     Args:
         counts: sums over all sources.

@@ -21,10 +21,10 @@ class Target(Protocol):
     """A module of this room that knows one runtime's files."""
 
     def problems(self, source: Source, options: ExportOptions) -> list[Problem]:
-        """Everything about this source and these options that the target cannot carry."""
+        """Returns everything about this source and these options that the target cannot carry."""
 
     def size(self, source: Source, options: ExportOptions) -> int:
-        """Bytes that `write` will write, for the disk check and the progress bar."""
+        """Returns the bytes that `write` will write, for the disk check and the progress bar."""
 
     def write(self, source: Source, options: ExportOptions, out: Path, progress: tqdm) -> None:
         """Writes into the temporary folder `out`, or the temporary file; may not look at its name.
@@ -33,7 +33,7 @@ class Target(Protocol):
         """
 
     def serve(self, source: Source, options: ExportOptions) -> str:
-        """Markdown: the exact commands that serve `options.place`, and what was proven."""
+        """Returns Markdown: the exact commands that serve `options.place`, and what was proven."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def plan_export(options: ExportOptions) -> ExportPlan:
 
 
 def target_module(to: str) -> Target:
-    """The module of a target; imported only when it is asked for."""
+    """Imports the module of a target."""
     match to:
         case "openai":
             from gptoss_ft.export import openai
@@ -140,7 +140,7 @@ def _place_problems(options: ExportOptions) -> list[Problem]:
 
 
 def plan_lines(plan: ExportPlan) -> list[str]:
-    """What will be done, in a few lines."""
+    """Describes what will be done, in a few lines."""
     options, source = plan.options, plan.source
     experts = "MXFP4" if source.checkpoint.is_packed else "dense"
     adapter = f" + {options.adapter}" if source.adapter else ""
@@ -188,5 +188,5 @@ def _write(plan: ExportPlan, progress: tqdm) -> Path:
 
 
 def _progress(total: int) -> tqdm:
-    """Bytes written, rate and remaining time on stderr, if that is a terminal."""
+    """Shows bytes written, rate and remaining time on stderr if that is a terminal."""
     return tqdm(total=total, desc="export", unit="B", unit_scale=True, disable=None)

@@ -74,12 +74,12 @@ EXPERTS = {
 
 
 def problems(source: Source, options: ExportOptions) -> list[Problem]:
-    """What one GGUF file cannot hold, and what llama.cpp would compute otherwise."""
+    """Finds what one GGUF file cannot hold, and what llama.cpp would compute differently."""
     return [*no_adapter_problems(source, options), *model_problems(source, options)]
 
 
 def model_problems(source: Source, options: ExportOptions) -> Iterator[Problem]:
-    """`problems`, but for adapters."""
+    """Finds what `problems` does, adapters left out."""
     yield from package_problems()
     yield from architecture_problems(source)
     yield from gguf_tokenizer_problems(source)
@@ -102,7 +102,7 @@ def _block_problems(source: Source) -> Iterator[Problem]:
 
 
 def size(source: Source, options: ExportOptions) -> int:
-    """Bytes of the tensors, and a bound on the metadata's."""
+    """Returns the bytes of the tensors plus an upper bound for the metadata."""
     return data_bytes(layout(source, options.written_dtype)) + header_bytes(source.folder)
 
 
@@ -119,7 +119,7 @@ def write(source: Source, options: ExportOptions, out: Path, progress: tqdm) -> 
 
 
 def layout(source: Source, dtype: str) -> list[GgufTensor]:
-    """Every tensor of the file, in its order, layer by layer.
+    """Returns every tensor of the file in file order, layer by layer.
 
     Args:
         source: the checkpoint.
@@ -174,12 +174,12 @@ def _expert_biases(source: Source, name: str, stem: str, rows: slice) -> GgufTen
 
 
 def _count(out: int, rows: slice) -> int:
-    """How many of `out` rows a slice takes."""
+    """Counts how many of `out` rows a slice takes."""
     return len(range(out)[rows])
 
 
 def serve(source: Source, options: ExportOptions) -> str:
-    """How to serve the file with llama.cpp."""
+    """Explains how to serve the file with llama.cpp."""
     place = shlex.quote(str(options.place.absolute()))
     return f"""# Serving this model with llama.cpp
 

@@ -55,7 +55,7 @@ class GgufTensor:
 
 
 def package_problems() -> list[Problem]:
-    """Whether the `gguf` package is there."""
+    """Checks that the `gguf` package is installed."""
     if find_spec("gguf") is not None:
         return []
     mend = 'pip install "gptoss-ft[gguf]"'
@@ -63,7 +63,7 @@ def package_problems() -> list[Problem]:
 
 
 def data_bytes(tensors: Iterable[GgufTensor]) -> int:
-    """Bytes of all tensors with their padding."""
+    """Returns the bytes of all tensors with their padding."""
     return sum(tensor.nbytes + -tensor.nbytes % ALIGNMENT for tensor in tensors)
 
 

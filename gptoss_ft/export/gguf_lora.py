@@ -33,7 +33,7 @@ HEADER_BYTES = 1 << 16
 
 
 def problems(source: Source, options: ExportOptions) -> list[Problem]:
-    """A missing adapter, and what it trains that a GGUF adapter has no place for."""
+    """Finds a missing adapter, and trained tensors that a GGUF adapter has no place for."""
     found = [*package_problems(), *architecture_problems(source)]
     if source.adapter is None:
         if not options.adapter:
@@ -44,7 +44,7 @@ def problems(source: Source, options: ExportOptions) -> list[Problem]:
 
 
 def adapter_problems(source: Source, adapter: Adapter, options: ExportOptions) -> Iterator[Problem]:
-    """What an adapter trains that a GGUF adapter has no place for."""
+    """Finds trained tensors that a GGUF adapter has no place for."""
     merge = (
         f"merge it first: gptoss-ft merge base={options.model} adapter={options.adapter} out=DIR "
     )
@@ -74,12 +74,12 @@ def adapter_problems(source: Source, adapter: Adapter, options: ExportOptions) -
 
 
 def size(source: Source, options: ExportOptions) -> int:
-    """Bytes of the tensors, and a bound on the metadata's."""
+    """Returns the bytes of the tensors plus an upper bound for the metadata."""
     return data_bytes(layout(source, factor_type(options))) + HEADER_BYTES
 
 
 def factor_type(options: ExportOptions) -> str:
-    """GGML type of the factors: float32, unless half of it was asked for."""
+    """Returns the GGML type of the factors: float32 unless a half-precision type was asked for."""
     return "F16" if options.to == "gguf-lora" and options.written_dtype == "f16" else "F32"
 
 
@@ -98,7 +98,7 @@ def write(source: Source, options: ExportOptions, out: Path, progress: tqdm) -> 
 
 
 def layout(source: Source, type: str) -> list[GgufTensor]:
-    """Every tensor of the file, in its order, the factors in a GGML type."""
+    """Returns every tensor of the file in file order, factors in the given GGML type."""
     adapter, names = _adapter(source), _names(source)
     alpha = common_alpha(adapter)
     return [
@@ -110,7 +110,8 @@ def layout(source: Source, type: str) -> list[GgufTensor]:
 
 
 def common_alpha(adapter: Adapter) -> float:
-    """The alpha of most updates, rsLoRA's square root folded in; the others' B is scaled to it.
+    """Returns the alpha of most updates with rsLoRA's square root folded in; the B of the others is
+    scaled to it.
 
     Never 0, which llama.cpp takes for a missing one.
     """
@@ -119,7 +120,7 @@ def common_alpha(adapter: Adapter) -> float:
 
 
 def _alpha(update: LoraFactors) -> float:
-    """Alpha as llama.cpp divides it: by the rank."""
+    """Returns alpha as llama.cpp uses it, which divides by the rank."""
     return update.scaling * update.rank
 
 
@@ -130,7 +131,9 @@ def _adapter(source: Source) -> Adapter:
 
 
 def _names(source: Source) -> dict[str, list[tuple[str, slice]]]:
-    """By stem of the base: the GGUF tensors it became, and which of its outputs each one holds."""
+    """Maps each stem of the base to the GGUF tensors it became, and to the outputs that each one
+    holds.
+    """
     found = {stored.removesuffix(".weight"): [(name, EVERY)] for name, stored in OUTSIDE.items()}
     del found["model.embed_tokens"], found["model.norm"]  # no matrices of a linear layer
     for layer in range(source.config["num_hidden_layers"]):
@@ -163,7 +166,7 @@ def _pair(
 
 
 def serve(source: Source, options: ExportOptions) -> str:
-    """How to serve the file with llama.cpp."""
+    """Explains how to serve the file with llama.cpp."""
     place = shlex.quote(str(options.place.absolute()))
     model = shlex.quote(options.model)
     command, file = f"gptoss-ft export model={model} out=BASE.gguf to=gguf", "BASE.gguf"

@@ -67,7 +67,7 @@ def _describe_rope(writer: GGUFWriter, rope: dict[str, Any]) -> None:
 
 
 def architecture_problems(source: Source) -> Iterator[Problem]:
-    """Settings that llama.cpp's code fixes, and YaRN settings that it has no key for."""
+    """Finds settings that llama.cpp's code fixes, and YaRN settings that it has no key for."""
     config, rope = source.config, source.rope
     layers = config["num_hidden_layers"]
     sliding = ["full_attention" if layer % 2 else "sliding_attention" for layer in range(layers)]

@@ -24,7 +24,9 @@ PRE_TOKENIZER = "gpt-4o"
 
 
 def problems(source: Source) -> Iterator[Problem]:
-    """A tokenizer that is not Harmony's or does not fit the model, and a missing chat template."""
+    """Finds a tokenizer that is not Harmony's or does not fit the model, and a missing chat
+    template.
+    """
     yield from tokenizer_problems(source)
     rows = source.config["vocab_size"]
     if rows <= ENDOFPROMPT:
@@ -43,12 +45,12 @@ def problems(source: Source) -> Iterator[Problem]:
 
 
 def header_bytes(folder: Path) -> int:
-    """A bound on the size of the metadata: tokenizer.json holds the same lists more verbosely."""
+    """Bounds the size of the metadata: tokenizer.json holds the same lists more verbosely."""
     return (folder / "tokenizer.json").stat().st_size
 
 
 def chat_template(folder: Path) -> str | None:
-    """The checkpoint's chat template, from its own file or from tokenizer_config.json."""
+    """Reads the checkpoint's chat template from its own file or from tokenizer_config.json."""
     file = folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")

@@ -29,7 +29,7 @@ _BLOCK = np.dtype([("scale", "u1"), ("codes", "V16")])
 
 
 def plain(info: TensorInfo, type: str, columns: slice = EVERY) -> Iterator[torch.Tensor]:
-    """A stored floating-point tensor in a GGML type, or some of its last dimension.
+    """Yields a stored floating-point tensor, or part of its last dimension, in a GGML type.
 
     Raises:
         ExportError: a value is too large for float16.
@@ -39,7 +39,7 @@ def plain(info: TensorInfo, type: str, columns: slice = EVERY) -> Iterator[torch
 
 
 def dense_experts(info: TensorInfo, type: str, rows: slice = EVERY) -> Iterator[torch.Tensor]:
-    """Dense experts, stored `[E, in, out]`, as `[E, out, in]`, or some of their outputs."""
+    """Yields dense experts, stored `[E, in, out]`, as `[E, out, in]`, or some of their outputs."""
     for (expert,) in experts((info,)):
         yield converted(expert[:, rows].T.contiguous(), type, info.name)
 
@@ -47,7 +47,7 @@ def dense_experts(info: TensorInfo, type: str, rows: slice = EVERY) -> Iterator[
 def unpacked_experts(
     blocks: TensorInfo, scales: TensorInfo, type: str, rows: slice = EVERY
 ) -> Iterator[torch.Tensor]:
-    """MXFP4 experts as `[E, out, in]` in a floating-point type, or some of their outputs."""
+    """Yields MXFP4 experts as `[E, out, in]` in a floating-point type, or some of their outputs."""
     for packed, exponents in experts((blocks, scales)):
         values = unpack(packed[rows], exponents[rows], torch.float32)
         yield converted(values, type, blocks.name)
@@ -56,13 +56,13 @@ def unpacked_experts(
 def packed_experts(
     blocks: TensorInfo, scales: TensorInfo, rows: slice = EVERY
 ) -> Iterator[torch.Tensor]:
-    """MXFP4 experts as GGML blocks, uint8 `[rows, G * 17]`, expert after expert."""
+    """Yields MXFP4 experts as GGML blocks, uint8 `[rows, G * 17]`, expert after expert."""
     for packed, exponents in experts((blocks, scales)):
         yield ggml_blocks(packed[rows], exponents[rows])
 
 
 def ggml_blocks(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """Packed rows in the order of GGML.
+    """Reorders packed rows into GGML's block layout.
 
     Args:
         blocks: uint8 `[rows, G, 16]`.
@@ -83,7 +83,7 @@ def ggml_blocks(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 
 
 def converted(values: torch.Tensor, type: str, name: str) -> torch.Tensor:
-    """Values in a GGML type.
+    """Converts values to a GGML type.
 
     Raises:
         ExportError: one of them is too large for float16; `name` is where it comes from.

@@ -17,12 +17,12 @@ MODELS_FOLDER = "~/.lmstudio/models"
 
 
 def problems(source: Source, options: ExportOptions) -> list[Problem]:
-    """What one GGUF file cannot hold."""
+    """Finds what one GGUF file cannot hold."""
     return gguf.problems(source, options)
 
 
 def size(source: Source, options: ExportOptions) -> int:
-    """Bytes of the GGUF file."""
+    """Returns the bytes of the GGUF file."""
     return gguf.size(source, options)
 
 
@@ -32,12 +32,12 @@ def write(source: Source, options: ExportOptions, out: Path, progress: tqdm) -> 
 
 
 def file_name(options: ExportOptions) -> str:
-    """Model and dtype, as LM Studio shows them."""
+    """Names the file after model and dtype, which LM Studio shows."""
     return f"{options.model_name}-{options.written_dtype.upper()}.gguf"
 
 
 def serve(source: Source, options: ExportOptions) -> str:
-    """How to load the model in LM Studio."""
+    """Explains how to load the model in LM Studio."""
     key = f"{options.publisher}/{options.model_name}"
     file = shlex.quote(str((options.place / file_name(options)).absolute()))
     return f"""# Serving this model with LM Studio

@@ -52,7 +52,7 @@ _MESSAGES = """\
 
 
 def problems(source: Source, options: ExportOptions) -> list[Problem]:
-    """What the GGUF files cannot hold."""
+    """Finds what the GGUF files cannot hold."""
     found = [*gguf.model_problems(source, options)]
     if source.adapter is None:
         return [*found, *no_adapter_problems(source, options)]
@@ -60,7 +60,7 @@ def problems(source: Source, options: ExportOptions) -> list[Problem]:
 
 
 def size(source: Source, options: ExportOptions) -> int:
-    """Bytes of the GGUF files."""
+    """Returns the bytes of the GGUF files."""
     adapter = gguf_lora.size(source, options) if source.adapter else 0
     return gguf.size(source, options) + adapter
 
@@ -74,7 +74,7 @@ def write(source: Source, options: ExportOptions, out: Path, progress: tqdm) -> 
 
 
 def modelfile(has_adapter: bool) -> str:
-    """The Modelfile of the folder."""
+    """Writes the text of the folder's Modelfile."""
     parameters = [*SAMPLING.items(), ("num_ctx", str(CONTEXT))]
     lines = [
         f"FROM ./{MODEL_FILE}",
@@ -87,7 +87,7 @@ def modelfile(has_adapter: bool) -> str:
 
 
 def chat_template() -> str:
-    """Ollama's Go template for plain chats.
+    """Writes Ollama's Go template for plain chats.
 
     The last message may be an assistant's: then it is left open, to be continued.
     """
@@ -101,12 +101,12 @@ def chat_template() -> str:
 
 
 def ollama_name(name: str) -> str:
-    """A model's name as Ollama allows it."""
+    """Converts a model's name to one that Ollama allows."""
     return re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._") or "model"
 
 
 def serve(source: Source, options: ExportOptions) -> str:
-    """How to import the folder and ask the model."""
+    """Explains how to import the folder and query the model."""
     place = options.place.absolute()
     name = ollama_name(options.model_name)
     llama = f"llama-server --model {shlex.quote(str(place / MODEL_FILE))}"

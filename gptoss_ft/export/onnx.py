@@ -45,7 +45,7 @@ _SHOWN_LINES = 5
 
 
 def problems(source: Source, options: ExportOptions) -> list[Problem]:
-    """What the builder cannot take, and what it lacks here."""
+    """Finds what the builder cannot take, and what it needs and is not installed."""
     found = [
         *no_adapter_problems(source, options),
         *tokenizer_problems(source),
@@ -71,7 +71,9 @@ def _builder_problems() -> Iterator[Problem]:
 
 
 def _memory_problems(source: Source, options: ExportOptions) -> Iterator[Problem]:
-    """The builder loads all weights as bfloat16; what it needs beyond that is not known."""
+    """Checks the memory: the builder loads all weights as bfloat16, and what it needs beyond that
+    is unknown.
+    """
     needed = 2 * sum(_weights(source).values())
     available = psutil.virtual_memory().available
     if needed > available:
@@ -84,13 +86,13 @@ def _memory_problems(source: Source, options: ExportOptions) -> Iterator[Problem
 
 
 def _weights(source: Source) -> dict[str, int]:
-    """Number of values of every tensor, experts dense."""
+    """Counts the values of every tensor, experts dense."""
     shapes = expected_shapes(source.config, packed=False)
     return {name: math.prod(shape) for name, shape in shapes.items()}
 
 
 def size(source: Source, options: ExportOptions) -> int:
-    """About what the builder writes."""
+    """Estimates what the builder writes, in bytes."""
     counts = _weights(source)
     embedding = counts.pop(_EMBEDDING)
     files = sum(file.stat().st_size for file in companion_files(source.folder))
@@ -124,7 +126,7 @@ def write(source: Source, options: ExportOptions, out: Path, progress: tqdm) -> 
 
 
 def builder_command(source: Source, options: ExportOptions, out: Path, cache: Path) -> list[str]:
-    """The builder's command line."""
+    """Returns the builder's command line."""
     return [
         *(sys.executable, "-m", BUILDER, "-i", str(source.folder), "-o", str(out)),
         *("-e", "cpu", "-c", str(cache)),
@@ -133,7 +135,7 @@ def builder_command(source: Source, options: ExportOptions, out: Path, cache: Pa
 
 
 def serve(source: Source, options: ExportOptions) -> str:
-    """How to run the folder."""
+    """Explains how to run the folder."""
     place = str(options.place.absolute())
     window = source.config["sliding_window"]
     proof = _PROOF[options.written_dtype]

@@ -56,7 +56,7 @@ _LAYER = {
 
 
 def problems(source: Source, options: ExportOptions) -> list[Problem]:
-    """What the reference implementation cannot hold or would compute otherwise."""
+    """Finds what the reference implementation cannot hold or would compute differently."""
     return [
         *no_adapter_problems(source, options),
         *packed_problems(source, options),
@@ -67,7 +67,7 @@ def problems(source: Source, options: ExportOptions) -> list[Problem]:
 
 
 def _fixed_problems(source: Source) -> Iterator[Problem]:
-    """Settings that the reference's code fixes."""
+    """Checks the settings that the reference's code fixes."""
     config, rope = source.config, source.rope
     fixed: dict[str, tuple[Any, Any]] = {
         "rms_norm_eps": (config.get("rms_norm_eps", RMS_NORM_EPS), RMS_NORM_EPS),
@@ -92,7 +92,7 @@ def _fixed(source: Source, name: str, found: object, wanted: object) -> Problem:
 
 
 def size(source: Source, options: ExportOptions) -> int:
-    """Bytes of the tensors: those of the checkpoint, unchanged."""
+    """Returns the bytes of the tensors, which are the checkpoint's, unchanged."""
     return source.checkpoint.nbytes
 
 
@@ -103,7 +103,7 @@ def write(source: Source, options: ExportOptions, out: Path, progress: tqdm) -> 
 
 
 def layout(source: Source) -> list[Joined]:
-    """Every tensor of the reference with the checkpoint's tensors that it is made of."""
+    """Returns every tensor of the reference with the checkpoint's tensors that it is made of."""
     names: dict[str, tuple[str, ...]] = {**_OUTSIDE}
     for layer in range(source.config["num_hidden_layers"]):
         for name, parts in _LAYER.items():
@@ -114,7 +114,7 @@ def layout(source: Source) -> list[Joined]:
 
 
 def model_config(source: Source) -> dict[str, Any]:
-    """The fields of the reference's ModelConfig, which takes no others."""
+    """Returns the fields of the reference's ModelConfig, which takes no others."""
     config, rope = source.config, source.rope
     copied = (
         "num_hidden_layers",
@@ -140,7 +140,7 @@ def model_config(source: Source) -> dict[str, Any]:
 
 
 def serve(source: Source, options: ExportOptions) -> str:
-    """How to run the folder with the `gpt-oss` package."""
+    """Explains how to run the folder with the `gpt-oss` package."""
     place = shlex.quote(str(options.place.absolute()))
     return f"""# Serving this checkpoint with OpenAI's reference implementation
 

@@ -75,7 +75,7 @@ class ExportOptions:
         return self.place.with_name(f"{self.place.stem}.serve.md")
 
     def problems(self, key: str = "") -> list[Problem]:
-        """Everything that is wrong about the values themselves; the disk is not looked at."""
+        """Finds everything wrong with the values themselves, without looking at the disk."""
         return [*self._path_problems(key), *self._choice_problems(key)]
 
     def _path_problems(self, key: str) -> Iterator[Problem]:

@@ -85,7 +85,7 @@ def open_source(options: ExportOptions) -> tuple[Source | None, list[Problem]]:
 
 
 def tokenizer_problems(source: Source) -> list[Problem]:
-    """Whether the checkpoint's tokenizer is Harmony's, which the runtimes take for granted."""
+    """Checks that the checkpoint's tokenizer is Harmony's, which the runtimes take for granted."""
     try:
         vocabulary = load_vocabulary(source.folder)
     except GptOssFtError as error:
@@ -104,7 +104,7 @@ def tokenizer_problems(source: Source) -> list[Problem]:
 
 
 def no_adapter_problems(source: Source, options: ExportOptions) -> Iterator[Problem]:
-    """For targets that carry no adapter: that none is asked for and none would be left out."""
+    """Refuses an adapter, given or left beside the checkpoint, for targets that carry none."""
     if source.adapter is not None:
         yield Problem(
             f"to={options.to} carries no adapter",
@@ -116,7 +116,9 @@ def no_adapter_problems(source: Source, options: ExportOptions) -> Iterator[Prob
 
 
 def left_out_problems(source: Source, options: ExportOptions) -> Iterator[Problem]:
-    """Whether the experts' part of the fine-tune lies beside the checkpoint and would be lost."""
+    """Checks whether the experts' part of the fine-tune lies beside the checkpoint and would be
+    lost.
+    """
     beside = source.expert_adapter
     if beside is None or (source.adapter and source.adapter.path.resolve() == beside.resolve()):
         return
@@ -131,7 +133,7 @@ def left_out_problems(source: Source, options: ExportOptions) -> Iterator[Proble
 
 
 def packed_problems(source: Source, options: ExportOptions, mend: str = "") -> Iterator[Problem]:
-    """For targets that hold MXFP4 experts: that the checkpoint has them."""
+    """Refuses a dense checkpoint for targets that hold MXFP4 experts."""
     if not source.checkpoint.is_packed:
         yield Problem(
             f"to={options.to} dtype={options.written_dtype} needs MXFP4 experts",
@@ -142,7 +144,9 @@ def packed_problems(source: Source, options: ExportOptions, mend: str = "") -> I
 
 
 def alternating_problems(source: Source, options: ExportOptions) -> Iterator[Problem]:
-    """For runtimes whose code has sliding attention in layers 0, 2, 4 and so on."""
+    """Checks the layer types for runtimes whose code puts sliding attention in layers 0, 2, 4 and
+    so on.
+    """
     layers = range(source.config["num_hidden_layers"])
     wanted = ["full_attention" if layer % 2 else "sliding_attention" for layer in layers]
     found = source.config.get("layer_types", wanted)

@@ -41,7 +41,7 @@ _COPY_BYTES = 16 << 20
 
 
 def problems(source: Source, options: ExportOptions) -> list[Problem]:
-    """What vLLM would not load, or would load as something else."""
+    """Finds what vLLM would not load, or would load as something else."""
     found = [
         *_dtype_problems(source, options),
         *left_out_problems(source, options),
@@ -77,7 +77,7 @@ def _dtype_problems(source: Source, options: ExportOptions) -> Iterator[Problem]
 
 
 def _base_problems(source: Source, options: ExportOptions) -> Iterator[Problem]:
-    """A checkpoint that is served from where it stands needs the keys of the released one."""
+    """Checks that a checkpoint served from its own folder has the keys of the released one."""
     missing = [key for key in LEGACY_KEYS if key not in source.config]
     if missing:
         yield Problem(
@@ -90,7 +90,7 @@ def _base_problems(source: Source, options: ExportOptions) -> Iterator[Problem]:
 
 
 def size(source: Source, options: ExportOptions) -> int:
-    """Bytes of the files that are copied, or of the adapter's factors."""
+    """Returns the bytes of the copied files, or of the adapter's factors."""
     if source.adapter is not None:
         return vllm_adapter.size(source.adapter)
     files = [*_shards(source), *companion_files(source.folder)]
@@ -122,7 +122,7 @@ def _copy(source: Path, target: Path, progress: tqdm) -> None:
 
 
 def serve(source: Source, options: ExportOptions) -> str:
-    """How to serve the folder, or the checkpoint with the adapter."""
+    """Explains how to serve the folder, or the checkpoint with the adapter."""
     if source.adapter is not None:
         return _serve_adapter(source, options)
     place = shlex.quote(str(options.place.absolute()))

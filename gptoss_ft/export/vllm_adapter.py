@@ -61,7 +61,7 @@ class Factor:
         return 4 * self.shape[0] * self.shape[1]
 
     def read(self) -> torch.Tensor:
-        """The values, of B with the scaling."""
+        """Reads the values; B includes the scaling."""
         if self.update is None:
             return torch.zeros(self.shape)
         if self.which == "A":
@@ -70,7 +70,7 @@ class Factor:
 
 
 def problems(adapter: Adapter, options: ExportOptions) -> list[Problem]:
-    """What a LoRA adapter in vLLM cannot carry."""
+    """Finds what a LoRA adapter in vLLM cannot carry."""
     return [*_kind_problems(adapter, options), *_rank_problems(adapter)]
 
 
@@ -101,13 +101,13 @@ def _rank_problems(adapter: Adapter) -> Iterator[Problem]:
 
 
 def served_rank(adapter: Adapter) -> int:
-    """The smallest `--max-lora-rank` that holds the adapter."""
+    """Returns the smallest `--max-lora-rank` that holds the adapter."""
     largest = max(update.rank for update in adapter.updates.values())
     return next(rank for rank in SERVED_RANKS if rank >= largest)
 
 
 def size(adapter: Adapter) -> int:
-    """Bytes of the factors, but for the zero ones."""
+    """Returns the bytes of the factors, zero ones not counted."""
     factors = (info for update in adapter.updates.values() for info in (update.A, update.B))
     return sum(4 * info.shape[0] * info.shape[1] for info in factors)
 
@@ -132,7 +132,7 @@ def write(adapter: Adapter, model: dict[str, Any], out: Path, progress: tqdm) ->
 
 
 def adapter_config(adapter: Adapter) -> dict[str, Any]:
-    """adapter_config.json under which every scaling is 1."""
+    """Returns an adapter_config.json under which every scaling is 1."""
     config = dict(adapter.config)
     config |= {
         "lora_alpha": config["r"],
@@ -147,7 +147,7 @@ def adapter_config(adapter: Adapter) -> dict[str, Any]:
 
 
 def plan_factors(adapter: Adapter, model: dict[str, Any]) -> Iterator[Factor]:
-    """Every tensor of the adapter's file: attention as it is, experts always as a pair."""
+    """Yields every tensor of the adapter's file: attention unchanged, experts always as a pair."""
     for stem, update in adapter.updates.items():
         if not update.is_experts:
             yield from _pair(f"base_model.model.{stem}", update, (update.A.shape, update.B.shape))
@@ -168,7 +168,7 @@ def _pair(
 
 
 def _expert_layers(adapter: Adapter) -> list[str]:
-    """`model.layers.N.mlp` of every layer whose experts are updated."""
+    """Returns `model.layers.N.mlp` of every layer whose experts are updated."""
     layers = (stem.partition(".experts.")[0] for stem in adapter.updates if ".experts." in stem)
     return list(dict.fromkeys(layers))
 

@@ -16,7 +16,7 @@ from gptoss_ft.harmony.tools import FUNCTIONS, Namespace, tools_text
 def system_text(
     options: RenderOptions, effort: str, has_functions: bool, builtin_tools: Sequence[str] = ()
 ) -> str:
-    """The content of Harmony's system message.
+    """Writes the content of Harmony's system message.
 
     Args:
         options: the lines that are the same in every row.
@@ -45,11 +45,11 @@ def system_text(
 
 
 def developer_text(instructions: str, tools: str) -> str:
-    """The content of a developer message; either part may be empty."""
+    """Writes the content of a developer message; either part may be empty."""
     sections = [f"# Instructions\n\n{instructions}" if instructions else "", tools]
     return "\n\n".join(section for section in sections if section)
 
 
 def functions_text(tools: Sequence[ToolSpec]) -> str:
-    """The `# Tools` section that declares functions; empty for none."""
+    """Writes the `# Tools` section that declares functions; empty for none."""
     return tools_text([Namespace(FUNCTIONS, "", tuple(tools))]) if tools else ""

@@ -108,7 +108,7 @@ class Document:
 
 @dataclass(frozen=True)
 class HarmonyText:
-    """A conversation spelled in Harmony, names of special tokens and all."""
+    """A conversation as raw Harmony text, names of special tokens and all."""
 
     text: str
 

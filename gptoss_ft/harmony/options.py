@@ -51,7 +51,7 @@ class RenderOptions:
     weights: dict[str, float] = field(default_factory=_full_weights)
 
     def problems(self, key: str) -> list[Problem]:
-        """Values out of range; `key` is the config prefix, such as `data.render`."""
+        """Finds values out of range; `key` is the config prefix, such as `data.render`."""
         problems = []
         for name, value, allowed in (
             ("effort", self.effort, EFFORTS),

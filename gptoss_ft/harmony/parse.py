@@ -42,7 +42,7 @@ class ParsedMessage:
 
 
 def parse_completion(ids: Sequence[int], vocabulary: Vocabulary) -> list[ParsedMessage]:
-    """The messages of an answer sampled after `<|start|>assistant`, the last one possibly cut off.
+    """Parses an answer sampled after `<|start|>assistant`; its last message may be cut off.
 
     A message ends at `<|end|>`, `<|return|>`, `<|call|>` or `<|endoftext|>`, at a new `<|start|>`,
     or where the ids end. Parts that hold nothing at all are left out.
@@ -52,7 +52,7 @@ def parse_completion(ids: Sequence[int], vocabulary: Vocabulary) -> list[ParsedM
 
 
 def _parts(ids: Sequence[int]) -> Iterator[list[int]]:
-    """Ids of each message without the tokens that open and close it."""
+    """Yields the ids of each message without the tokens that open and close it."""
     part: list[int] = []
     for token in ids:
         if token == START or token in _ENDS:
@@ -72,7 +72,7 @@ def _message(part: list[int], vocabulary: Vocabulary) -> ParsedMessage | None:
 
 
 def _cut_off(part: list[int], vocabulary: Vocabulary) -> ParsedMessage | None:
-    """A part without `<|message|>`: a header that was cut off, or bare text."""
+    """Parses a part without `<|message|>`: a header that was cut off, or bare text."""
     if CHANNEL in part or CONSTRAIN in part:
         return ParsedMessage(*_header(part, vocabulary), "")
     text = vocabulary.decode(part)
@@ -81,7 +81,9 @@ def _cut_off(part: list[int], vocabulary: Vocabulary) -> ParsedMessage | None:
 
 
 def _header(header: list[int], vocabulary: Vocabulary) -> tuple[str, str, str]:
-    """Channel, recipient and content type; the recipient may stand before or after the channel."""
+    """Splits a header into channel, recipient and content type; the recipient may precede or follow
+    the channel.
+    """
     constrain = _index(header, CONSTRAIN)
     typed = vocabulary.decode(header[constrain + 1 :]).strip()
     at = _index(header[:constrain], CHANNEL)
@@ -95,5 +97,5 @@ def _header(header: list[int], vocabulary: Vocabulary) -> tuple[str, str, str]:
 
 
 def _index(ids: list[int], token: int) -> int:
-    """Where the token first stands, or the length."""
+    """Returns the first position of the token, or the length."""
     return ids.index(token) if token in ids else len(ids)

@@ -1,4 +1,4 @@
-"""Conversations that are already spelled in Harmony, special tokens and all, to their messages.
+"""Raw Harmony text, special tokens and all, to its messages.
 
 Source: the Harmony response format (OpenAI).
 """
@@ -30,7 +30,7 @@ _HEADER = re.compile(
 _EXCERPT = 40
 
 
-class SpelledMessage(NamedTuple):
+class RawMessage(NamedTuple):
     """One message of the text.
 
     Attributes:
@@ -67,8 +67,8 @@ class _Text:
         self.problems.append(Problem(what, f"{self.where} offset {at}", repr(found), mend))
 
 
-def read_spelled(text: str, where: str) -> list[SpelledMessage]:
-    """The messages of a text, in order.
+def read_raw(text: str, where: str) -> list[RawMessage]:
+    """Reads the messages of a text, in order.
 
     White space between two messages, which people write for their eyes, is not part of the format
     and is left out. The end of the last message may be missing, since samplers cut it off. A final
@@ -101,8 +101,8 @@ def _refuse_unknown_names(source: _Text) -> None:
             source.refuse(f"{match[0]} is no special token of a message", match.start(), mend)
 
 
-def _messages(source: _Text) -> Iterator[SpelledMessage | None]:
-    """The message after each `<|start|>`, None where it cannot be read."""
+def _messages(source: _Text) -> Iterator[RawMessage | None]:
+    """Yields the message after each `<|start|>`, None where it cannot be read."""
     opening = STRUCTURE[0]
     starts = [match.start() for match in re.finditer(re.escape(opening), source.text)]
     before = source.text[: starts[0]] if starts else ""
@@ -113,8 +113,8 @@ def _messages(source: _Text) -> Iterator[SpelledMessage | None]:
         yield _message(source, start + len(opening), stop)
 
 
-def _message(source: _Text, start: int, stop: int) -> SpelledMessage | None:
-    """The message whose header begins at `start` and which ends before `stop`."""
+def _message(source: _Text, start: int, stop: int) -> RawMessage | None:
+    """Reads the message whose header begins at `start` and which ends before `stop`."""
     at = source.text.find("<|message|>", start, stop)
     if at < 0:
         source.refuse("a message without <|message|>", start, "write it after the header")
@@ -147,8 +147,8 @@ def _check_closing(source: _Text, kind: str, end: re.Match[str]) -> None:
         source.refuse(what, end.start(), f"end it with {' or '.join(allowed)}")
 
 
-def _header(source: _Text, start: int, stop: int) -> SpelledMessage | None:
-    """The message as far as its header tells it, still without content."""
+def _header(source: _Text, start: int, stop: int) -> RawMessage | None:
+    """Reads the header of a message and returns the message without content."""
     match = _HEADER.fullmatch(source.text, start, stop)
     if match is None:
         mend = "write role, ` to=…`, <|channel|>name, ` <|constrain|>json`, in this order"
@@ -169,11 +169,11 @@ def _header(source: _Text, start: int, stop: int) -> SpelledMessage | None:
     kind = role if role in ROLES else "tool"
     if role == "assistant":
         kind = "tool_call" if addressed else channel
-    return SpelledMessage(kind, author, _pieces(match), "", channel == "analysis")
+    return RawMessage(kind, author, _pieces(match), "", channel == "analysis")
 
 
 def _pieces(match: re.Match[str]) -> tuple[str | int, ...]:
-    """The header after its author."""
+    """Splits the header after its author."""
     pieces: list[str | int] = [match["after"]]
     for name, token in (("channel", CHANNEL), ("content_type", CONSTRAIN)):
         if match[name] is not None:

@@ -25,14 +25,14 @@ from gptoss_ft.harmony.messages import (
     ToolSpec,
 )
 from gptoss_ft.harmony.options import RenderOptions
-from gptoss_ft.harmony.raw import SpelledMessage, read_spelled
+from gptoss_ft.harmony.raw import RawMessage, read_raw
 from gptoss_ft.harmony.segments import (
     IGNORE,
+    ActionSpan,
     Encoded,
     Head,
     Row,
     Segment,
-    Span,
     build_row,
     document_rows,
     encoded,
@@ -90,11 +90,11 @@ class Renderer:
         self._functions = lru_cache(maxsize=SHARED_TEXTS)(_functions_text)
 
     def render(self, conversation: Conversation) -> list[Row]:
-        """The training rows; empty when every message that could be trained weighs 0."""
+        """Renders the training rows; none when every message that could be trained has weight 0."""
         return self._rows(self._encode(conversation))
 
     def render_harmony(self, example: HarmonyText, where: str) -> list[Row]:
-        """The training rows of a conversation that is spelled in Harmony.
+        """Renders the training rows of a conversation given as raw Harmony text.
 
         The names of the special tokens become the special tokens; everything else is encoded as it
         stands, so the style options and the system message's lines do not apply. What is trained
@@ -108,11 +108,11 @@ class Renderer:
             DataError: with every problem of the text, each with its offset, counted from 0; or
                 nothing in it can be trained.
         """
-        messages = [self._spelled(message) for message in read_spelled(example.text, where)]
+        messages = [self._spelled(message) for message in read_raw(example.text, where)]
         return self._rows(messages)
 
     def render_document(self, document: Document, max_length: int = CONTEXT_TOKENS) -> list[Row]:
-        """Plain text as ordinary tokens and `<|endoftext|>`, every one of them trained.
+        """Renders plain text as ordinary tokens and `<|endoftext|>`, all of them trained.
 
         Args:
             document: the text.
@@ -121,14 +121,14 @@ class Renderer:
         return document_rows(self.vocabulary.encode(document.text), ENDOFTEXT, max_length)
 
     def completion(self, prompt: Conversation, completion: Sequence[Message]) -> Row:
-        """The row of one completion; see `completions`."""
+        """Renders the row of one completion; see `completions`."""
         (row,) = self.completions(prompt, [completion])
         return row
 
     def completions(
         self, prompt: Conversation, completions: Iterable[Sequence[Message]]
     ) -> list[Row]:
-        """A row for each completion, which trains the completion and nothing of the prompt.
+        """Renders a row for each completion, which trains the completion and nothing of the prompt.
 
         Every row begins with `prompt(prompt)`, through `<|start|>assistant`, whatever the
         completion is. Its actions all stand in this row: analysis of the completion is kept also
@@ -147,7 +147,7 @@ class Renderer:
         messages = asked + [message._replace(end_weight=message.weight) for message in said]
         first, boundary = len(asked), last_final(asked, len(asked))
         spans = [
-            Span(max(span.first, first), span.last, boundary)
+            ActionSpan(max(span.first, first), span.last, boundary)
             for span in find_spans(messages)
             if span.last >= first
         ]
@@ -157,7 +157,7 @@ class Renderer:
         return build_row(messages, spans)
 
     def actions(self, conversation: Conversation) -> list[Action]:
-        """The sampling actions that `turns` chooses, each on its own, whatever they weigh."""
+        """Returns each sampling action that `turns` chooses, on its own, whatever its weight."""
         messages = self._encode(conversation)
         opening = self._opening("assistant")
         actions = []
@@ -169,7 +169,9 @@ class Renderer:
         return actions
 
     def prompt(self, conversation: Conversation) -> list[int]:
-        """Ids for inference: the history as the next action sees it, then `<|start|>assistant`."""
+        """Renders ids for inference: the history as the next action sees it, then
+        `<|start|>assistant`.
+        """
         messages = self._encode(conversation)
         stop = len(messages)
         history = history_ids(messages, stop, last_final(messages, stop))
@@ -179,7 +181,7 @@ class Renderer:
         spans = [span for span in self._chosen(messages) if trains(messages, span)]
         return [build_row(messages, group) for group in group_spans(messages, spans)]
 
-    def _chosen(self, messages: list[Encoded]) -> list[Span]:
+    def _chosen(self, messages: list[Encoded]) -> list[ActionSpan]:
         spans = find_spans(messages)
         if self.options.turns == "all" or not spans:
             return spans
@@ -188,7 +190,7 @@ class Renderer:
         return [span for span in spans if span.first > asked]
 
     def _encode(self, conversation: Conversation) -> list[Encoded]:
-        """The Harmony messages of a conversation, system block first."""
+        """Encodes the Harmony messages of a conversation, system block first."""
         effort = conversation.effort or self.options.effort
         system = self._system(effort, bool(conversation.tools), conversation.builtin_tools)
         tools = self._functions(_tools_key(conversation.tools)) if conversation.tools else ""
@@ -201,7 +203,7 @@ class Renderer:
         return self._encode_block("system", text)
 
     def _encode_messages(self, messages: Sequence[Message], tools: str) -> list[Encoded]:
-        """The messages of a chat; `tools` goes into the first developer message."""
+        """Encodes the messages of a chat; `tools` go into the first developer message."""
         found: list[Encoded] = []
         instructions: list[str] = []
         for message in messages:
@@ -215,14 +217,18 @@ class Renderer:
         return found + self._developer(instructions, tools)
 
     def _developer(self, instructions: list[str], tools: str) -> list[Encoded]:
-        """One message for a run of system and developer messages; none when there is no text."""
+        """Encodes a run of system and developer messages as one message; none when there is no
+        text.
+        """
         if not instructions and not tools:
             return []
         text = developer_text("\n\n".join(part for part in instructions if part), tools)
         return [self._block("developer", text)] if text else []
 
     def _turn(self, message: Message) -> list[Encoded]:
-        """One chat message; an assistant's becomes analysis, preamble or final, and calls."""
+        """Encodes one chat message; an assistant's becomes analysis, preamble or final, and
+        calls.
+        """
         if message.role == "tool":
             return [self._result(message)]
         if message.role != "assistant":
@@ -239,7 +245,7 @@ class Renderer:
         return encoded(role, self._plain_head(role), self.vocabulary.encode(text))
 
     def _result(self, message: Message) -> Encoded:
-        """A tool's result, in the channel in which such a tool is called."""
+        """Encodes a tool's result in the channel in which such a tool is called."""
         author = message.name if message.builtin else f"{FUNCTIONS}.{message.name}"
         header = [*self._shared(" to=assistant"), *self._channel(_call_channel(message.builtin))]
         return encoded(
@@ -285,7 +291,7 @@ class Renderer:
             header += self._shared(" json")
         return header
 
-    def _spelled(self, message: SpelledMessage) -> Encoded:
+    def _spelled(self, message: RawMessage) -> Encoded:
         header: list[int] = []
         for piece in message.header:
             header += [piece] if isinstance(piece, int) else self._shared(piece)
@@ -311,12 +317,16 @@ class Renderer:
 
 
 def _call_channel(builtin: bool) -> str:
-    """Where calls and their results stand: functions are called in public, builtin tools not."""
+    """Returns the channel of calls and their results: commentary for functions, analysis for
+    builtin tools.
+    """
     return "analysis" if builtin else "commentary"
 
 
 def _tools_key(tools: Sequence[ToolSpec]) -> str:
-    """The tools as JSON: equal for rows with equal tools, and far quicker than declaring them."""
+    """Dumps the tools as JSON: equal for rows with equal tools, and far quicker than declaring
+    them.
+    """
     specs = [(tool.name, tool.description, tool.parameters) for tool in tools]
     return json.dumps(specs, default=dict)
 

@@ -86,7 +86,9 @@ def encoded(
     weight: float = 0.0,
     end_weight: float = 0.0,
 ) -> Encoded:
-    """A message from its pieces; history shows its end as `closing`, `<|end|>` or `<|call|>`."""
+    """Builds a message from its pieces; history shows its end as `closing`, `<|end|>` or
+    `<|call|>`.
+    """
     ids = head.ids + content
     ids.append(closing)
     return Encoded(channel, ids, head.header, len(head.ids), in_analysis, weight, end_weight)
@@ -135,11 +137,11 @@ class Row:
         self.length = sum(map(len, self.pieces))
 
     def __len__(self) -> int:
-        """Number of tokens."""
+        """Returns the number of tokens."""
         return self.length
 
     def __eq__(self, other: object) -> bool:
-        """Whether both read and train the same."""
+        """Returns whether both rows read and train the same tokens."""
         if not isinstance(other, Row):
             return NotImplemented
         mine, theirs = (
@@ -194,7 +196,7 @@ class Row:
         return segments
 
 
-class Span(NamedTuple):
+class ActionSpan(NamedTuple):
     """Indices of the first and last message of an action, and of the last final before it or -1."""
 
     first: int
@@ -202,8 +204,8 @@ class Span(NamedTuple):
     boundary: int
 
 
-def find_spans(messages: Sequence[Encoded]) -> list[Span]:
-    """The actions in order; messages of an assistant that nothing closes belong to none."""
+def find_spans(messages: Sequence[Encoded]) -> list[ActionSpan]:
+    """Finds the actions in order; assistant messages that nothing closes belong to none."""
     spans = []
     first, final = -1, -1
     boundary = -1
@@ -216,27 +218,29 @@ def find_spans(messages: Sequence[Encoded]) -> list[Span]:
         if message.channel == "final":
             final = i
         if message.channel in ("final", "tool_call"):
-            spans.append(Span(first, i, boundary))
+            spans.append(ActionSpan(first, i, boundary))
             first = -1
     return spans
 
 
 def last_final(messages: Sequence[Encoded], stop: int) -> int:
-    """Index of the last final before `stop`, or -1."""
+    """Returns the index of the last final before `stop`, or -1."""
     return max((i for i in range(stop) if messages[i].channel == "final"), default=-1)
 
 
-def trains(messages: Sequence[Encoded], span: Span) -> bool:
-    """Whether anything of the action has a weight above 0."""
+def trains(messages: Sequence[Encoded], span: ActionSpan) -> bool:
+    """Returns whether anything of the action has a weight above 0."""
     return any(
         message.weight > 0 or message.end_weight > 0
         for message in messages[span.first : span.last + 1]
     )
 
 
-def group_spans(messages: Sequence[Encoded], spans: Sequence[Span]) -> Iterator[list[Span]]:
+def group_spans(
+    messages: Sequence[Encoded], spans: Sequence[ActionSpan]
+) -> Iterator[list[ActionSpan]]:
     """Runs of actions that fit one row: none of them drops analysis that another one shows."""
-    group: list[Span] = []
+    group: list[ActionSpan] = []
     for span in spans:
         if group:
             shown = range(group[-1].boundary + 1, min(span.boundary, group[-1].last + 1))
@@ -249,17 +253,21 @@ def group_spans(messages: Sequence[Encoded], spans: Sequence[Span]) -> Iterator[
 
 
 def _kept(messages: Sequence[Encoded], stop: int, boundary: int) -> list[int]:
-    """Indices before `stop`, without what stands in the analysis channel before `boundary`."""
+    """Returns the indices before `stop`, dropping what stands in the analysis channel before
+    `boundary`.
+    """
     return [i for i in range(stop) if i > boundary or not messages[i].in_analysis]
 
 
 def history_ids(messages: Sequence[Encoded], stop: int, boundary: int) -> list[int]:
-    """The messages before `stop` as a prompt shows them."""
+    """Returns the ids of the messages before `stop` as a prompt shows them."""
     return [token for i in _kept(messages, stop, boundary) for token in messages[i].ids.tolist()]
 
 
-def build_row(messages: Sequence[Encoded], spans: Sequence[Span]) -> Row:
-    """Everything through the end of the last action; only the actions of `spans` are trained."""
+def build_row(messages: Sequence[Encoded], spans: Sequence[ActionSpan]) -> Row:
+    """Builds the row through the end of the last action; only the actions of `spans` are
+    trained.
+    """
     stop, boundary = spans[-1].last + 1, spans[-1].boundary
     sampled = [0] * stop
     for first, last, _ in spans:
@@ -277,7 +285,9 @@ def build_row(messages: Sequence[Encoded], spans: Sequence[Span]) -> Row:
 
 
 def _trained_spans(messages: Sequence[Encoded], sampled: Sequence[int]) -> list[Trained]:
-    """What is trained of a row's messages, by their weights and how much of them is sampled."""
+    """Returns what is trained of a row's messages, by their weights and how much of them is
+    sampled.
+    """
     spans: list[Trained] = []
     start = 0
     for message, how in zip(messages, sampled, strict=True):
@@ -294,14 +304,16 @@ def _trained_spans(messages: Sequence[Encoded], sampled: Sequence[int]) -> list[
 
 
 def _ended(message: Encoded) -> array[int]:
-    """The ids of the message that ends a row: a final is shown as it is trained."""
+    """Returns the ids of the message that ends a row, in which a final is shown as it is
+    trained.
+    """
     if message.channel != "final":
         return message.ids
     return message.ids[:-1] + array("i", [RETURN])
 
 
-def _count_finals(messages: Sequence[Encoded], spans: Sequence[Span]) -> tuple[int, int]:
-    """Trained finals, and those of them without analysis in the same action."""
+def _count_finals(messages: Sequence[Encoded], spans: Sequence[ActionSpan]) -> tuple[int, int]:
+    """Counts trained finals, and those of them without analysis in the same action."""
     finals = bare = 0
     for first, last, _ in spans:
         final = messages[last]
@@ -312,13 +324,13 @@ def _count_finals(messages: Sequence[Encoded], spans: Sequence[Span]) -> tuple[i
 
 
 def document_row(ids: array[int]) -> Row:
-    """Plain text, all of it trained."""
+    """Builds a row of plain text, all of it trained."""
     no_head = Head(array("i"), 0)
     message = encoded("text", no_head, ids[:-1], ids[-1], weight=1.0, end_weight=1.0)
     return Row([message], [message.ids], [2], _trained_spans([message], [2]))
 
 
 def document_rows(content: array[int], end: int, max_length: int) -> list[Row]:
-    """A document and the token that ends it, cut into rows of at most `max_length`."""
+    """Cuts a document and the token that ends it into rows of at most `max_length`."""
     ids = array("i", [*content, end])
     return [document_row(ids[i : i + max_length]) for i in range(0, len(ids), max_length)]

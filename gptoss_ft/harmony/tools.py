@@ -28,7 +28,7 @@ class Namespace(NamedTuple):
 
 
 def tools_text(namespaces: Sequence[Namespace]) -> str:
-    """The `# Tools` section for at least one namespace, without a trailing newline."""
+    """Writes the `# Tools` section for at least one namespace, without a trailing newline."""
     return "\n\n".join(["# Tools", *(_namespace_text(namespace) for namespace in namespaces)])
 
 
@@ -50,14 +50,16 @@ def _declaration(tool: ToolSpec) -> str:
 
 
 def _lines(text: str) -> list[str]:
-    """Lines ended by \\n or \\r\\n only; a last empty line does not count."""
+    """Splits lines at \\n or \\r\\n only; a last empty line does not count."""
     *ended, last = text.split("\n")
     lines = [line.removesuffix("\r") for line in ended]
     return [*lines, last] if last else lines
 
 
 def schema_type(schema: Any, indent: str = "") -> str:
-    """The TypeScript type of a JSON schema; `indent` is put before each line after the first."""
+    """Writes the TypeScript type of a JSON schema; `indent` is put before each line after the
+    first.
+    """
     variants, kind = _get(schema, "oneOf"), _get(schema, "type")
     if isinstance(variants, list):
         return "".join(_bare_variant(variant, indent) for variant in variants)
@@ -77,7 +79,7 @@ def schema_type(schema: Any, indent: str = "") -> str:
 
 
 def _bare_variant(variant: Any, indent: str) -> str:
-    """One line of a oneOf that is not itself the value of a property."""
+    """Writes one line of a oneOf that is not itself the value of a property."""
     comments = [_text(variant, "description"), _default(variant, bare_enum=False)]
     return f"\n{indent} | {_nullable_type(variant, indent + '   ')}{_trailing(comments)}"
 
@@ -119,7 +121,9 @@ def _property_comments(schema: Any, indent: str) -> str:
 
 
 def _one_of_property(schema: Any, variants: list[Any], head: str, indent: str) -> str:
-    """A oneOf property: its description above its name, unless the first variant repeats it."""
+    """Writes a oneOf property: its description above its name, unless the first variant repeats
+    it.
+    """
     description = _text(schema, "description")
     first = _text(variants[0], "description") if variants else None
     described = description is not None and description != first
@@ -147,7 +151,7 @@ def _trailing(comments: Sequence[str | None]) -> str:
 
 
 def _default(schema: Any, *, bare_enum: bool) -> str | None:
-    """`default: …`; with `bare_enum` the default of a string enum stands without quotes."""
+    """Writes `default: …`; with `bare_enum` the default of a string enum stands without quotes."""
     if not _has(schema, "default"):
         return None
     value = schema["default"]
@@ -159,7 +163,7 @@ def _default(schema: Any, *, bare_enum: bool) -> str | None:
 
 
 def _json(value: Any) -> str:
-    """Compact JSON with floats as serde_json writes them: exponents differ from Python's."""
+    """Writes compact JSON with floats as serde_json writes them: exponents differ from Python's."""
     if isinstance(value, float):
         return _float(value)
     if isinstance(value, Mapping):

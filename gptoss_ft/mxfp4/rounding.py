@@ -87,7 +87,7 @@ def check_scales(scales: torch.Tensor) -> None:
 def products(
     scales: torch.Tensor, A: torch.Tensor, B: torch.Tensor
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """`B @ A` in runs of rows of about `TILE_VALUES` values, each valid until the next one.
+    """Yields `B @ A` in runs of rows of about `TILE_VALUES` values, each valid until the next one.
 
     One buffer serves all of them: the page faults of a new one cost as much as the product.
     """
@@ -103,7 +103,8 @@ def products(
 def _round_tile(
     blocks: torch.Tensor, scales: torch.Tensor, delta: torch.Tensor, out: torch.Tensor
 ) -> torch.Tensor:
-    """`Kernel.round` in torch's own operators, on any device: the reference for the kernel.
+    """Rounds as `Kernel.round` does, with torch's own operators on any device: the reference for
+    the kernel.
 
     Args:
         blocks: uint8 `[n, G, 16]`.
@@ -122,12 +123,14 @@ def _round_tile(
 
 
 def per_value(exponents: torch.Tensor) -> torch.Tensor:
-    """`2 ** exponent`, exact, float32, for every value of a block: `[n, G] -> [n, 32 * G]`."""
+    """Expands `2 ** exponent`, exact, float32, to every value of a block: `[n, G] -> [n, 32 *
+    G]`.
+    """
     return torch.exp2(exponents.double()).float().repeat_interleave(BLOCK_SIZE, 1)
 
 
 def keep_zeros(rounded: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
-    """`rounded` with the nibbles of `blocks` where both are a zero, of either sign."""
+    """Returns `rounded` with the nibbles of `blocks` where both are a zero of either sign."""
     for nibble in (0x0F, 0xF0):
         both = ((rounded | blocks) & (nibble & 0x77)) == 0
         rounded = torch.where(both, rounded & (nibble ^ 0xFF) | blocks & nibble, rounded)
@@ -137,7 +140,7 @@ def keep_zeros(rounded: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
 def numbers_of(
     blocks: torch.Tensor, scales: torch.Tensor, scaled: torch.Tensor, out: torch.Tensor
 ) -> torch.Tensor:
-    """The numbers of `Rounded` for some rows, in its order, float64 `[1, 6]`.
+    """Returns the numbers of `Rounded` for some rows, in its order, float64 `[1, 6]`.
 
     Args:
         blocks, out: uint8 `[n, G, 16]`, before and after.
@@ -159,7 +162,7 @@ def numbers_of(
 
 
 def summed(blocks: torch.Tensor, numbers: Iterable[torch.Tensor]) -> Rounded:
-    """`Rounded` from the numbers of its parts, `[…, 6]` each."""
+    """Builds a `Rounded` from the numbers of its parts, `[…, 6]` each."""
     parts = torch.cat(list(numbers))
     changed, saturated, _, delta, weight, error = parts.sum(0).tolist()
     largest = float(parts[:, 2].max())

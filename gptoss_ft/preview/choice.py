@@ -58,7 +58,9 @@ class PreviewOptions:
     html: str = ""
 
     def problems(self, key: str) -> list[Problem]:
-        """Values out of range and contradictions; `key` is the config prefix, `` for none."""
+        """Finds values out of range and contradictions; `key` is the config prefix, empty for
+        none.
+        """
         prefix = f"{key}." if key else ""
         found = []
         if self.rows and _slice(self.rows) is None:
@@ -84,7 +86,7 @@ class PreviewOptions:
 
 
 def _path_problems(path: Path, where: str) -> list[Problem]:
-    """What stands in the way of a file at `path`."""
+    """Finds what stands in the way of a file at `path`."""
     mend = "name a file, such as preview.html"
     if path.is_dir():
         return [Problem("not a file", where, f"{path} is a folder", mend)]
@@ -95,7 +97,7 @@ def _path_problems(path: Path, where: str) -> list[Problem]:
 
 
 def _slice(text: str) -> slice | None:
-    """None where the text is no range that can be read forwards."""
+    """Parses a range; None where the text is no range that can be read forwards."""
     match = _SLICE.fullmatch(text.strip())
     if match is None:
         return None
@@ -166,7 +168,7 @@ def _selected(
     options: PreviewOptions,
     problems: list[Problem],
 ) -> Iterator[PreviewRow]:
-    """The chosen examples, rendered; only `only` needs the others rendered as well."""
+    """Yields the chosen examples, rendered; only `only` needs the others rendered as well."""
 
     def rendered(some: Iterable[tuple[str, str, Example]]) -> Iterator[PreviewRow]:
         for where, format_name, example in some:
@@ -182,7 +184,7 @@ def _selected(
 
 
 def _chosen(items: Iterable[T], where: Callable[[T], str], options: PreviewOptions) -> Iterator[T]:
-    """Those of the items that `rows`, `lines` or `random` names, in their order."""
+    """Yields the items that `rows`, `lines` or `random` names, in their order."""
     if options.lines:
         return (item for item in items if _line(where(item)) in options.lines)
     if options.random:
@@ -199,7 +201,7 @@ def _line(where: str) -> int | None:
 
 
 def _drawn(items: Iterable[T], count: int, seed: int) -> Iterator[T]:
-    """A sample without replacement of a stream of unknown length (Vitter's algorithm R)."""
+    """Draws a sample without replacement from a stream of unknown length (Vitter's algorithm R)."""
     generator = random.Random(seed)
     kept: list[tuple[int, T]] = []
     for place, item in enumerate(items):
@@ -234,7 +236,7 @@ def _nothing(options: PreviewOptions) -> Problem:
 def _summary(
     rows: list[PreviewRow], more: bool, options: PreviewOptions, vocabulary: Vocabulary
 ) -> list[str]:
-    """Lines about what is shown, not about the whole of the data."""
+    """Describes what is shown, not the whole of the data."""
     shown = [panel for row in rows for panel in panels(row, vocabulary)]
     tokens = sum(panel.tokens for panel in shown)
     channels = sum((panel.channels for panel in shown), Counter[str]())
@@ -253,7 +255,7 @@ def _summary(
 
 
 def _fitting(rows: list[PreviewRow]) -> int:
-    """How many of the examples a page takes; one at least."""
+    """Counts how many of the examples fit on a page, at least one."""
     tokens = 0
     for count, row in enumerate(rows):
         tokens += sum(len(one.input_ids) for one in row.rows)

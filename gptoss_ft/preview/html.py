@@ -22,10 +22,10 @@ from gptoss_ft.harmony.vocabulary import Vocabulary
 from gptoss_ft.preview.panels import (
     LOOK_ALIKE,
     UNSEEN,
-    Block,
+    MessageBlock,
     Panel,
-    Piece,
     PreviewRow,
+    TextPiece,
     factor,
     panels,
     weighed,
@@ -69,7 +69,7 @@ def page(
     summary_lines: Sequence[str],
     title: str,
 ) -> str:
-    """The page as text."""
+    """Returns the page as text."""
     style = (importlib.resources.files(__package__) / "page.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
@@ -92,7 +92,9 @@ def page(
 
 
 def _toolbar(shown: Sequence[Sequence[Panel]]) -> str:
-    """Legend and filter in one: a box for each channel of the page, with its trained tokens."""
+    """Builds legend and filter in one: a box for each channel of the page, with its trained
+    tokens.
+    """
     trained = sum((panel.channels for one in shown for panel in one), Counter[str]())
     present = {block.channel for one in shown for panel in one for block in panel.blocks}
     boxes = [_box("context", "not trained", "context")]
@@ -143,7 +145,7 @@ def _example(place: int, row: PreviewRow, shown: list[Panel]) -> str:
 
 
 def _bar(channels: Counter[str], tokens: int) -> str:
-    """The trained shares of an example, as coloured lengths."""
+    """Draws the trained shares of an example as coloured lengths."""
     at, bars = 0.0, ""
     for name in CHANNELS:
         width = 100 * channels[name] / tokens if tokens else 0.0
@@ -177,7 +179,7 @@ def _panel(panel: Panel) -> str:
     return f'<section class="panel {panel.name}">{heading}{body}</section>'
 
 
-def _block(block: Block) -> str:
+def _block(block: MessageBlock) -> str:
     parts = list(weighed(block.pieces))
     split = next((i for i, (piece, _) in enumerate(parts) if _in_body(piece)), len(parts))
     head = "".join(_piece(piece, shown) for piece, shown in parts[:split])
@@ -197,11 +199,11 @@ def _block(block: Block) -> str:
     )
 
 
-def _in_body(piece: Piece) -> bool:
+def _in_body(piece: TextPiece) -> bool:
     return piece.part != "header"
 
 
-def _folded(body: str, text: str, block: Block) -> str:
+def _folded(body: str, text: str, block: MessageBlock) -> str:
     letters, lines = FOLD_TRAINED if block.trained else FOLD_CONTEXT
     if len(text) <= letters and text.count("\n") < lines:
         return body
@@ -213,7 +215,7 @@ def _folded(body: str, text: str, block: Block) -> str:
     )
 
 
-def _piece(piece: Piece, weight: str) -> str:
+def _piece(piece: TextPiece, weight: str) -> str:
     classes = ["s" if piece.kind == "special" else "p"]
     if piece.kind == "header":
         classes.append("h")
@@ -238,13 +240,16 @@ def _piece(piece: Piece, weight: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Text for an element or an attribute; nothing in it can be markup or turn what follows."""
+    """Escapes text for an element or an attribute; nothing in it can be markup or turn what
+    follows.
+    """
     encodable = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return html.escape(UNSEEN.sub(lambda match: f"U+{ord(match[0]):04X}", encodable))
 
 
 def marked(text: str) -> str:
-    """Text for an element: line ends marked, unseen letters kept and named beside themselves.
+    """Escapes text for an element: line ends marked, invisible letters kept and named beside
+    themselves.
 
     The names are drawn by the style sheet, so that what is copied from the page is the text. NUL
     cannot stand in HTML and becomes U+2400.

@@ -50,12 +50,12 @@ _CLUSTER = regex.compile(r"\X")
 
 
 def factor(weight: float) -> str:
-    """How a weight is written."""
+    """Formats a weight."""
     return f"\N{MULTIPLICATION SIGN}{weight:g}"
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextPiece:
     """A run of tokens of one message that are trained alike.
 
     Attributes:
@@ -82,7 +82,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Block:
+class MessageBlock:
     """One Harmony message, or a document.
 
     Attributes:
@@ -92,7 +92,7 @@ class Block:
     """
 
     channel: str
-    pieces: tuple[Piece, ...]
+    pieces: tuple[TextPiece, ...]
     action: int = 0
 
     @property
@@ -118,7 +118,7 @@ class Panel:
 
     name: str
     title: str
-    blocks: tuple[Block, ...]
+    blocks: tuple[MessageBlock, ...]
 
     @cached_property
     def tokens(self) -> int:
@@ -195,7 +195,7 @@ def _note(example: Example, rows: Sequence[Row]) -> str:
 
 
 def panels(row: PreviewRow, vocabulary: Vocabulary) -> list[Panel]:
-    """The panels of one example, in reading order."""
+    """Returns the panels of one example, in reading order."""
     if row.kind == "preference":
         chosen, rejected = row.rows
         cut = _prompt_length(chosen, rejected)
@@ -212,8 +212,10 @@ def panels(row: PreviewRow, vocabulary: Vocabulary) -> list[Panel]:
     ]
 
 
-def _opened(shared: tuple[Block, ...]) -> tuple[Block, ...]:
-    """The blocks of a prompt; its last one is only an opening and belongs to no channel yet."""
+def _opened(shared: tuple[MessageBlock, ...]) -> tuple[MessageBlock, ...]:
+    """Returns the blocks of a prompt; its last one is only an opening and belongs to no channel
+    yet.
+    """
     last = shared[-1:]
     if last and all(piece.part == "header" for piece in last[0].pieces):
         return (*shared[:-1], replace(last[0], channel="assistant"))
@@ -221,7 +223,8 @@ def _opened(shared: tuple[Block, ...]) -> tuple[Block, ...]:
 
 
 def _prompt_length(chosen: Row, rejected: Row) -> int:
-    """Tokens of the prompt that the two rows share, through the last `<|start|>assistant`.
+    """Counts the tokens of the prompt that the two rows share, through the last
+    `<|start|>assistant`.
 
     Completions may begin alike, so what both rows have in common can be more than the prompt.
     """
@@ -245,25 +248,27 @@ def _prompt_length(chosen: Row, rejected: Row) -> int:
 
 def blocks(
     row: Row, vocabulary: Vocabulary, start: int = 0, stop: int | None = None
-) -> tuple[Block, ...]:
-    """The messages of a row, or of its positions start..stop."""
-    messages: list[list[Piece]] = []
+) -> tuple[MessageBlock, ...]:
+    """Returns the messages of a row, or of its positions start..stop."""
+    messages: list[list[TextPiece]] = []
     for piece in pieces(row, vocabulary, start, stop):
         opens = piece.kind == "special" and piece.text == SPECIAL_NAMES[START]
         if opens or not messages:
             messages.append([])
         messages[-1].append(piece)
-    return tuple(_numbered([Block(message[-1].channel, tuple(message)) for message in messages]))
+    return tuple(
+        _numbered([MessageBlock(message[-1].channel, tuple(message)) for message in messages])
+    )
 
 
-def _numbered(found: list[Block]) -> Iterator[Block]:
-    """The blocks with the numbers of their actions.
+def _numbered(found: list[MessageBlock]) -> Iterator[MessageBlock]:
+    """Yields the blocks with the numbers of their actions.
 
     An action is a run of assistant messages that ends at a final or a call. The ones that nothing
     is trained of are history and get no number.
     """
     number = 0
-    action: list[Block] = []
+    action: list[MessageBlock] = []
     for i, block in enumerate(found):
         if block.channel not in CHANNELS:
             yield block
@@ -277,8 +282,10 @@ def _numbered(found: list[Block]) -> Iterator[Block]:
             action = []
 
 
-def weighed(pieces: Iterable[Piece]) -> Iterator[tuple[Piece, str]]:
-    """Each piece with the weight to write before it: where it is not 1 and was not just written."""
+def weighed(pieces: Iterable[TextPiece]) -> Iterator[tuple[TextPiece, str]]:
+    """Yields each piece with the weight to write before it, where that is not 1 and was not just
+    written.
+    """
     written = 1.0
     for piece in pieces:
         shown = ""
@@ -302,9 +309,11 @@ class _Run(NamedTuple):
 
 def pieces(
     row: Row, vocabulary: Vocabulary, start: int = 0, stop: int | None = None
-) -> list[Piece]:
-    """The pieces of a row, or of its positions start..stop; their texts join to its whole text."""
-    found: list[Piece] = []
+) -> list[TextPiece]:
+    """Returns the pieces of a row, or of its positions start..stop; their texts join to its whole
+    text.
+    """
+    found: list[TextPiece] = []
     runs = _runs(row, start, len(row.input_ids) if stop is None else stop)
     for special, stretch in groupby(runs, key=lambda run: run.special):
         members = list(stretch)
@@ -316,9 +325,9 @@ def pieces(
     return found
 
 
-def _piece(run: _Run, text: str, vocabulary: Vocabulary) -> Piece:
+def _piece(run: _Run, text: str, vocabulary: Vocabulary) -> TextPiece:
     kind = "header" if run.segment.part == "header" else "text"
-    return Piece(
+    return TextPiece(
         text,
         "special" if run.special else kind,
         run.segment.channel,
@@ -331,7 +340,9 @@ def _piece(run: _Run, text: str, vocabulary: Vocabulary) -> Piece:
 
 
 def _runs(row: Row, start: int, stop: int) -> Iterator[_Run]:
-    """Consecutive runs; a special token, and a token with another label, is a run by itself."""
+    """Yields consecutive runs; a special token, and a token with another label, is a run by
+    itself.
+    """
 
     def is_special(at: int) -> bool:
         return FIRST_SPECIAL <= row.input_ids[at] < VOCABULARY_ROWS
@@ -357,7 +368,7 @@ def _runs(row: Row, start: int, stop: int) -> Iterator[_Run]:
 
 
 def _texts(ids: list[int], runs: list[_Run], vocabulary: Vocabulary) -> list[str]:
-    """The texts of neighbouring runs of ordinary tokens, cut only between whole characters."""
+    """Decodes neighbouring runs of ordinary tokens, cut only between whole characters."""
     start = runs[0].start
     whole = vocabulary.decode(ids[start : runs[-1].stop])
     if len(runs) == 1:

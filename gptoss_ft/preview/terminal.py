@@ -15,10 +15,10 @@ from gptoss_ft.harmony.vocabulary import Vocabulary
 from gptoss_ft.preview.panels import (
     LOOK_ALIKE,
     UNSEEN,
-    Block,
+    MessageBlock,
     Panel,
-    Piece,
     PreviewRow,
+    TextPiece,
     factor,
     panels,
     weighed,
@@ -60,7 +60,7 @@ def show_terminal(rows: Sequence[PreviewRow], vocabulary: Vocabulary, console: C
 
 
 def visible(text: str) -> str:
-    """The text with line ends marked, and what cannot be seen or would act shown by name."""
+    """Marks line ends, and shows by name what cannot be seen or would act."""
     return UNSEEN.sub(lambda match: _name(match[0]), text)
 
 
@@ -137,7 +137,7 @@ def _panel(panel: Panel, marks: bool) -> RenderableType:
     return Group(*parts)
 
 
-def _message(block: Block, marks: bool) -> Text:
+def _message(block: MessageBlock, marks: bool) -> Text:
     text = Text()
     for trained, run in groupby(weighed(block.pieces), key=lambda pair: pair[0].trained):
         text.append("⟦" if marks and trained else "")
@@ -149,7 +149,7 @@ def _message(block: Block, marks: bool) -> Text:
     return text
 
 
-def _append(text: Text, piece: Piece) -> None:
+def _append(text: Text, piece: TextPiece) -> None:
     special = piece.kind == "special"
     style = Style(color="bright_black", reverse=True) if special else Style(dim=True)
     if piece.trained:
@@ -164,7 +164,7 @@ def _append(text: Text, piece: Piece) -> None:
 
 
 def _shortened(text: str, letters: int, lines: int) -> str:
-    """The text, or its beginning and end with how much is left out between them."""
+    """Shortens the text to its beginning and end, with how much is left out between them."""
     rows = text.splitlines(keepends=True)
     if len(rows) > lines:
         half = lines // 2

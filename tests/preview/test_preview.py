@@ -27,7 +27,7 @@ from gptoss_ft.harmony.render import Renderer
 from gptoss_ft.harmony.segments import IGNORE, Head, Row, Trained, encoded
 from gptoss_ft.harmony.vocabulary import END, FIRST_SPECIAL, RETURN
 from gptoss_ft.preview.choice import preview_row
-from gptoss_ft.preview.panels import Piece, blocks, panels, pieces
+from gptoss_ft.preview.panels import TextPiece, blocks, panels, pieces
 
 
 def ragged(ids: list[int], weights: list[float]) -> Row:
@@ -87,7 +87,7 @@ def test_what_is_drawn_as_one_is_never_cut(text: str) -> None:
 def test_a_final_inside_a_row_shows_what_is_learnt() -> None:
     (row,) = RENDERER.render(Conversation((user("a"), assistant("b"), user("c"), assistant("d"))))
     learnt = [piece for piece in pieces(row, VOCABULARY) if piece.learnt]
-    assert learnt == [Piece("<|end|>", "special", "final", "end", 1.0, True, 1, "<|return|>")]
+    assert learnt == [TextPiece("<|end|>", "special", "final", "end", 1.0, True, 1, "<|return|>")]
     assert (END, RETURN) in zip(row.input_ids, row.labels, strict=True)
 
 

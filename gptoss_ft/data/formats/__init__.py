@@ -51,7 +51,7 @@ def parse(
     *,
     needs_answer: bool = True,
 ) -> Example:
-    """Read one row.
+    """Reads one row.
 
     Args:
         row: the decoded JSON object, or the columns of a table; null counts as absent.

@@ -66,7 +66,7 @@ ROLE_LIST = ", ".join(ROLES)
 def parse_openai_chat(
     row: Mapping[str, Any], where: str, *, needs_answer: bool = True
 ) -> Conversation:
-    """Read one OpenAI chat row.
+    """Reads one OpenAI chat row.
 
     Args:
         row: the decoded JSON object.
@@ -90,7 +90,7 @@ def parse_openai_chat(
 
 
 def read_messages(raw: Any, key: str, state: RowState, use: Use = "trained") -> list[Placed]:
-    """The messages of a list; empty for null, and where there are only problems."""
+    """Reads the messages of a list; empty for null, and where there are only problems."""
     raw = decoded(raw)
     if raw is None:
         return []
@@ -110,7 +110,8 @@ def read_messages(raw: Any, key: str, state: RowState, use: Use = "trained") -> 
 
 
 def _plain_message(raw: Any, use: Use) -> Message | None:
-    """A message of a role and a text and nothing else, as most are; else, or if broken, None.
+    """Reads a message of a role and a text and nothing else, as most are; otherwise, or if broken,
+    return None.
 
     What it returns is what `_message` would, several times faster.
     """
@@ -127,7 +128,7 @@ def _plain_message(raw: Any, use: Use) -> Message | None:
 
 
 def _message(raw: Any, key: str, state: RowState, use: Use) -> Message | None:
-    """One message; None when it is so broken that only its problems matter."""
+    """Reads one message; None when it is so broken that only its problems matter."""
     if not isinstance(raw, OBJECTS):
         state.refuse("a message is not an object", key, raw, 'write {"role": …, "content": …}')
         return None
@@ -198,7 +199,7 @@ def _assistant(
 
 
 def _thinking(raw: Mapping[str, Any], content: str, key: str, state: RowState) -> tuple[str, str]:
-    """The thinking of a message, and its content without it."""
+    """Splits a message into its thinking and the remaining content."""
     given = {name: raw[name] for name in ("thinking", "reasoning_content") if raw.get(name)}
     for name, text in given.items():
         if not isinstance(text, str):
@@ -217,7 +218,9 @@ def _thinking(raw: Mapping[str, Any], content: str, key: str, state: RowState) -
 
 
 def check_turns(placed: Sequence[Placed], state: RowState, needs_answer: bool) -> None:
-    """Every run of assistant messages must end in a final or a call, or nothing closes it."""
+    """Refuses a run of assistant messages that does not end in a final or a call: nothing would
+    close it.
+    """
     if needs_answer and all(item.message.role != "assistant" for item in placed):
         mend = "add the assistant's answer, or delete the row"
         key = placed[0].place.split("[")[0]

@@ -59,12 +59,14 @@ class RowState:
     called: dict[str, bool] = field(default_factory=dict)
 
     def refuse(self, what: str, key: str = "", found: Any = None, mend: str = "") -> None:
-        """Note a problem of the field `key`."""
+        """Notes a problem of the field `key`."""
         place = f"{self.where} {key}".strip()
         self.problems.append(Problem(what, place, "" if found is None else quote(found), mend))
 
     def fork(self) -> RowState:
-        """The same row from here on, for one of several continuations; problems are shared."""
+        """Copies the state of the row from here on, for one of several continuations; problems are
+        shared.
+        """
         return replace(self, calls=dict(self.calls), called=dict(self.called))
 
     def check(self) -> None:
@@ -74,14 +76,14 @@ class RowState:
 
 
 def quote(value: Any, limit: int = 80) -> str:
-    """A value as JSON, cut to `limit` characters, for the `found` part of a problem."""
+    """Writes a value as JSON, cut to `limit` characters, for the `found` part of a problem."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 @lru_cache(maxsize=1024)
 def nearest(name: str, names: tuple[str, ...], cutoff: float = MISSPELT) -> str | None:
-    """The one of `names` that `name` is a misspelling of, or None."""
+    """Returns the one of `names` that `name` is a misspelling of, or None."""
     near = difflib.get_close_matches(name, names, 1, cutoff)
     return near[0] if near else None
 
@@ -92,7 +94,7 @@ def listed(names: Iterable[str]) -> str:
 
 
 def refuse_missing(row: Mapping[str, Any], name: str, state: RowState, mend: str) -> None:
-    """Refuse a row without the column `name`, naming the one that may be its misspelling."""
+    """Refuses a row without the column `name`, naming the one that may be its misspelling."""
     if row.get(name) is None:
         near = nearest(name, tuple(str(other) for other in row if row[other] is not None))
         mend = f"rename `{near}` to `{name}`" if near else mend
@@ -100,7 +102,7 @@ def refuse_missing(row: Mapping[str, Any], name: str, state: RowState, mend: str
 
 
 def check_columns(row: Mapping[str, Any], known: tuple[str, ...], state: RowState) -> None:
-    """Refuse columns that are misspellings of optional ones which the row lacks."""
+    """Refuses columns that are misspellings of optional ones which the row lacks."""
     absent = tuple(name for name in known if row.get(name) is None)
     for name, value in row.items():
         if value is None or name in known:
@@ -117,7 +119,7 @@ def check_keys(
     key: str,
     state: RowState,
 ) -> None:
-    """Refuse keys of a message that are misspellings of known ones; others are passed over."""
+    """Refuses keys of a message that are misspellings of known ones; others are passed over."""
     for name, value in raw.items():
         if value is None or name in known or name in ignored:
             continue
@@ -137,7 +139,7 @@ def decoded(raw: Any) -> Any:
 
 
 def without_nulls(value: Any) -> Any:
-    """A JSON value without the keys whose value is null, at any depth."""
+    """Drops the keys whose value is null from a JSON value, at any depth."""
     if isinstance(value, Mapping):
         return {key: without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
@@ -146,14 +148,14 @@ def without_nulls(value: Any) -> Any:
 
 
 def check_text(text: str, key: str, state: RowState) -> str:
-    """Refuse what UTF-8 cannot hold; the text itself comes back unchanged."""
+    """Refuses what UTF-8 cannot hold; return the text unchanged."""
     if not is_utf8(text):
         state.refuse("the text holds half of a surrogate pair", key, mend="repair the escape")
     return text
 
 
 def is_utf8(text: str) -> bool:
-    """Whether UTF-8 can hold the text; half of a surrogate pair it cannot."""
+    """Returns whether UTF-8 can hold the text; half of a surrogate pair it cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -164,7 +166,9 @@ def is_utf8(text: str) -> bool:
 def read_content(
     raw: Any, key: str, state: RowState, kinds: tuple[str, ...] = TEXT_PARTS
 ) -> str | None:
-    """The text of a string or of a list of text parts, joined; None for null or broken content."""
+    """Reads the text of a string or of a list of text parts, joined; None for null or broken
+    content.
+    """
     if raw is None:
         return None
     if isinstance(raw, str):
@@ -190,7 +194,7 @@ def _part(part: Any, key: str, state: RowState, kinds: tuple[str, ...]) -> str |
 
 
 def read_text(raw: Any, key: str, state: RowState) -> str | None:
-    """A string that holds something; None for null; a problem, and None, for everything else."""
+    """Reads a non-empty string; None for null; a problem, and None, for everything else."""
     if isinstance(raw, str) and raw.strip():
         return check_text(raw, key, state)
     if isinstance(raw, str):
@@ -201,7 +205,7 @@ def read_text(raw: Any, key: str, state: RowState) -> str | None:
 
 
 def split_thinking(content: str, key: str, state: RowState) -> tuple[str, str]:
-    """Thinking and answer of a text that opens with `<think>…</think>`.
+    """Splits a text that opens with `<think>…</think>` into thinking and answer.
 
     Datasets distilled from other reasoning models write their thinking so; left in place it would
     be trained as the visible answer.
@@ -216,7 +220,7 @@ def split_thinking(content: str, key: str, state: RowState) -> tuple[str, str]:
 
 
 def read_weight(raw: Any, key: str, state: RowState) -> float:
-    """A factor of at least 0; 1 where none is given."""
+    """Reads a factor of at least 0; 1 where none is given."""
     if raw is None:
         return 1.0
     if isinstance(raw, bool) or not isinstance(raw, int | float):
@@ -229,13 +233,15 @@ def read_weight(raw: Any, key: str, state: RowState) -> float:
 
 
 def template_settings(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """TRL's `chat_template_kwargs`: what the released chat template would be given."""
+    """Reads TRL's `chat_template_kwargs`: what the released chat template would be given."""
     settings = decoded(row.get("chat_template_kwargs"))
     return settings if isinstance(settings, Mapping) else {}
 
 
 def read_effort(row: Mapping[str, Any], state: RowState) -> str | None:
-    """`reasoning_effort` of the row, of its template settings, or of Responses' `reasoning`."""
+    """Reads `reasoning_effort` of the row, of its template settings, or of Responses'
+    `reasoning`.
+    """
     if EFFORT_COLUMNS.isdisjoint(row):
         return None
     reasoning = row.get("reasoning")

@@ -42,7 +42,7 @@ IGNORED = ("id", "status", "phase", "encrypted_content", "annotations", "object"
 ITEM_MEND = f'write {{"type": …}}, the type one of {", ".join(TYPES)}'
 
 
-class _Reader:
+class _ResponsesReader:
     """Collects the messages of one row."""
 
     def __init__(self, state: RowState) -> None:
@@ -50,7 +50,7 @@ class _Reader:
         self.placed: list[Placed] = []
 
     def item(self, raw: Any, key: str) -> None:
-        """Read one item."""
+        """Reads one item."""
         if not isinstance(raw, Mapping):
             self.state.refuse("an item is not an object", key, raw, ITEM_MEND)
             return
@@ -94,7 +94,7 @@ class _Reader:
             self._said(Message("assistant", content, thinking, weight=weight), key)
 
     def _said(self, message: Message, key: str) -> None:
-        """An answer; reasoning right before it belongs to it."""
+        """Reads an answer; reasoning right before it belongs to it."""
         last = self.placed[-1].message if self.placed else None
         waits = last is not None and last.role == "assistant" and not last.content
         if last is not None and waits and not last.tool_calls and not message.thinking:
@@ -104,7 +104,7 @@ class _Reader:
             self.placed.append(Placed(key, message))
 
     def _reasoning(self, raw: Mapping[str, Any], key: str) -> None:
-        """The reasoning if it is there, else its summary; encrypted reasoning has neither."""
+        """Reads the reasoning if it is there, else its summary; encrypted reasoning has neither."""
         texts = [
             read_content(_joined(raw.get(name)), f"{key}.{name}", self.state, REASONING_PARTS)
             for name in ("content", "summary")
@@ -156,12 +156,12 @@ def _joined(parts: Any) -> Any:
 def parse_responses(
     row: Mapping[str, Any], where: str, *, needs_answer: bool = True
 ) -> Conversation:
-    """Read one row of Responses items; arguments and errors as of `parse_openai_chat`."""
+    """Reads one row of Responses items; see `parse_openai_chat` for arguments and errors."""
     state = RowState(where)
     effort = read_effort(row, state)
     tools = read_tools(row, state, flat=True)
     check_columns(row, OPTIONAL, state)
-    reader = _Reader(state)
+    reader = _ResponsesReader(state)
     instructions = row.get("instructions")
     if instructions is not None and not isinstance(instructions, str):
         mend = "write a string, or put messages into `input`"
@@ -180,7 +180,7 @@ def parse_responses(
     return Conversation(messages, tools, effort, state.builtin)
 
 
-def _read_items(raw: Any, key: str, reader: _Reader) -> None:
+def _read_items(raw: Any, key: str, reader: _ResponsesReader) -> None:
     items = decoded(raw)
     if isinstance(items, list):
         if not items and key != "output":

@@ -52,7 +52,7 @@ TURN_MEND = 'write {"from": "human", "value": …} or {"from": "gpt", "value": �
 CALL_MEND = 'write the call as JSON: {"name": …, "arguments": {…}}, or a list of such'
 
 
-class _Reader:
+class _ShareGptReader:
     """Collects the messages of one row.
 
     Attributes:
@@ -66,7 +66,7 @@ class _Reader:
         self.unanswered: list[tuple[str, bool]] = []
 
     def turn(self, raw: Any, key: str) -> None:
-        """Read one turn."""
+        """Reads one turn."""
         if not isinstance(raw, Mapping):
             self.state.refuse("a turn is not an object", key, raw, TURN_MEND)
             return
@@ -126,7 +126,7 @@ class _Reader:
         self.placed.append(Placed(key, message))
 
     def _calls(self, raw: Mapping[str, Any], key: str, place: str) -> None:
-        """A turn of calls; text of the assistant right before it is what introduces them."""
+        """Reads a turn of calls; assistant text right before it introduces them."""
         weight = read_weight(raw.get("weight"), f"{key}.weight", self.state)
         calls = self._read_calls(decoded(raw.get("value")), place, weight > 0)
         self.unanswered += [(call.name, call.builtin) for call in calls]
@@ -156,7 +156,7 @@ class _Reader:
         return tuple(calls)
 
     def settle(self) -> None:
-        """Refuse calls without a result where others of the same turn have one."""
+        """Refuses calls without a result where others of the same turn have one."""
         if self.placed and self.placed[-1].message.role == "tool":
             if self.unanswered and not self.state.problems:
                 names = ", ".join(name for name, _ in self.unanswered)
@@ -178,13 +178,13 @@ class _Reader:
 def parse_sharegpt(
     row: Mapping[str, Any], where: str, *, needs_answer: bool = True
 ) -> Conversation:
-    """Read one ShareGPT row; arguments and errors as of `parse_openai_chat`."""
+    """Reads one ShareGPT row; see `parse_openai_chat` for arguments and errors."""
     state = RowState(where)
     effort = read_effort(row, state)
     tools = read_tools(row, state, flat=True)
     check_columns(row, OPTIONAL, state)
     refuse_missing(row, "conversations", state, 'write {"conversations": [...]}')
-    reader = _Reader(state)
+    reader = _ShareGptReader(state)
     if row.get("system") not in (None, ""):
         system = read_content(row["system"], "system", state) or ""
         reader.placed.append(Placed("system", Message("system", system)))
@@ -208,5 +208,7 @@ def parse_sharegpt(
 
 
 def _is_chat(turn: Any) -> bool:
-    """Whether it is a message of the chat format, which some datasets keep in `conversations`."""
+    """Returns whether it is a message of the chat format, which some datasets keep in
+    `conversations`.
+    """
     return isinstance(turn, Mapping) and turn.get("role") is not None and turn.get("from") is None

@@ -1,4 +1,4 @@
-"""One text per row: plain text for continued pretraining, or conversations spelled in Harmony."""
+"""One text per row: plain text for continued pretraining, or conversations as raw Harmony text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ENDINGS = ("<|end|>", "<|return|>", "<|call|>")
 
 
 def parse_text(row: Mapping[str, Any], where: str, *, needs_answer: bool = True) -> Document:
-    """Read one document.
+    """Reads one document.
 
     Raises:
         DataError: no text, or a whole conversation in Harmony, whose special tokens would be
@@ -30,7 +30,7 @@ def parse_text(row: Mapping[str, Any], where: str, *, needs_answer: bool = True)
 
 
 def parse_harmony(row: Mapping[str, Any], where: str, *, needs_answer: bool = True) -> HarmonyText:
-    """Read one conversation spelled in Harmony; the renderer looks at its structure.
+    """Reads one conversation of raw Harmony text; the renderer looks at its structure.
 
     Raises:
         DataError: no text, or one that does not begin with a message.
