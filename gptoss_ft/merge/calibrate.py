@@ -27,11 +27,11 @@ from gptoss_ft.errors import MergeError, Problem
 from gptoss_ft.files import whole_file, write_json
 from gptoss_ft.inference.token_rows import Pack, TokenRow, hidden_states, packs, read_rows
 from gptoss_ft.inference.tuned import tuned_model
+from gptoss_ft.merge.values import CalibratedExpert
 from gptoss_ft.model.causal_lm import WeightedGptOss
 from gptoss_ft.model.experts.gate import Gate
 from gptoss_ft.mxfp4.codec import unpack
 from gptoss_ft.mxfp4.gptq import bias_correction, gptq
-from gptoss_ft.mxfp4.rounding import Rounded
 
 DONE = "calibration.json"
 FORMAT = 1
@@ -39,25 +39,6 @@ PACK_TOKENS = 4096
 # With 32 experts of which 4 are active, 2,048 inputs for each on average.
 TOKENS = 16_384
 HELD_OUT_EVERY = 8
-
-
-@dataclass(frozen=True)
-class CalibratedExpert:
-    """One expert matrix rounded against calibration inputs.
-
-    Attributes:
-        rounded: its blocks.
-        correction: float32 `[out]`, to be added to the bias.
-        error: sum of squares of the output's error on held-out inputs, bias in bfloat16.
-        effect: the same of what Δ itself does; rho is the root of the ratio.
-        rows: inputs that the rounding was fitted to. With none it is nearest rounding.
-    """
-
-    rounded: Rounded
-    correction: torch.Tensor
-    error: float
-    effect: float
-    rows: int
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gptoss_ft.adapters.combine import Changes
 from gptoss_ft.checkpoint.companions import companion_files
@@ -17,10 +17,8 @@ from gptoss_ft.errors import GptOssFtError, MergeError, Problem
 from gptoss_ft.files import leftovers
 from gptoss_ft.merge.journal import JOURNAL_NAME, MANIFEST_NAME, require_same
 from gptoss_ft.merge.options import MergeOptions
+from gptoss_ft.merge.planned import MergePlan, PlannedTensor
 from gptoss_ft.mxfp4.codec import NAN_SCALE
-
-if TYPE_CHECKING:
-    from gptoss_ft.merge.plan import MergePlan, PlannedTensor
 
 
 def file_problems(options: MergeOptions) -> Iterator[Problem]:
