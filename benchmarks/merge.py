@@ -45,7 +45,7 @@ from measure import (
 from safetensors.torch import save_file
 from synthetic import released_config, write_synthetic
 
-from gptoss_ft.checkpoint.headers import expected_shapes
+from gptoss_ft.checkpoint.shapes import expected_shapes
 from gptoss_ft.files import write_json
 from gptoss_ft.merge.options import MergeOptions
 from gptoss_ft.merge.plan import plan_merge

@@ -17,7 +17,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from gptoss_ft.checkpoint.headers import expected_shapes, open_checkpoint
+from gptoss_ft.checkpoint.headers import open_checkpoint
+from gptoss_ft.checkpoint.shapes import expected_shapes
 from gptoss_ft.model.tiny import TinyOptions, tiny_config
 from gptoss_ft.mxfp4.codec import unpack
 

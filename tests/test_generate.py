@@ -15,7 +15,8 @@ from transformers import GptOssForCausalLM, Mxfp4Config
 from gptoss_ft import generate as module
 from gptoss_ft.adapters.model import AdapterInfo, add_adapter
 from gptoss_ft.adapters.options import AdapterOptions
-from gptoss_ft.checkpoint.headers import fingerprint, open_checkpoint
+from gptoss_ft.checkpoint.digests import fingerprint
+from gptoss_ft.checkpoint.headers import open_checkpoint
 from gptoss_ft.errors import AdapterError, ConfigError, DataError
 from gptoss_ft.generate import Answer, GenerateOptions, Question, answer_batch, generate
 from gptoss_ft.harmony.parse import parse_completion

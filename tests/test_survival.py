@@ -15,7 +15,8 @@ from merges import refusal
 
 from gptoss_ft.adapters.model import AdaptedModel, AdapterInfo, add_adapter
 from gptoss_ft.adapters.options import AdapterOptions
-from gptoss_ft.checkpoint.headers import fingerprint, open_checkpoint
+from gptoss_ft.checkpoint.digests import fingerprint
+from gptoss_ft.checkpoint.headers import open_checkpoint
 from gptoss_ft.config import asset
 from gptoss_ft.inference.token_rows import TokenRow, read_rows
 from gptoss_ft.merge.options import MergeOptions

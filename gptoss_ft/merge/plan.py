@@ -23,13 +23,9 @@ from gptoss_ft.adapters.check import check_adapter
 from gptoss_ft.adapters.combine import Changes, TrainedValue, combine
 from gptoss_ft.adapters.files import Adapter, LoraFactors, base_names, open_adapter
 from gptoss_ft.checkpoint.destination import free_bytes
-from gptoss_ft.checkpoint.headers import (
-    DTYPES,
-    Checkpoint,
-    expected_shapes,
-    fingerprint,
-    open_checkpoint,
-)
+from gptoss_ft.checkpoint.digests import fingerprint
+from gptoss_ft.checkpoint.headers import DTYPES, Checkpoint, open_checkpoint
+from gptoss_ft.checkpoint.shapes import expected_shapes
 from gptoss_ft.errors import GptOssFtError, MergeError, Problem
 from gptoss_ft.files import sha256_file
 from gptoss_ft.merge import check

@@ -21,7 +21,8 @@ from gptoss_ft.checkpoint.companions import (
     companion_files,
     copy_companion_files,
 )
-from gptoss_ft.checkpoint.headers import INDEX_NAME, fingerprint, open_checkpoint
+from gptoss_ft.checkpoint.digests import fingerprint
+from gptoss_ft.checkpoint.headers import INDEX_NAME, open_checkpoint
 from gptoss_ft.errors import MergeError, Problem
 from gptoss_ft.files import remove_leftovers, sha256_file, write_json
 from gptoss_ft.merge.expert_adapter import FOLDER
