@@ -24,7 +24,8 @@ from gptoss_ft.merge.plan import plan_merge
 from gptoss_ft.merge.stream import merge
 from gptoss_ft.model.load import load_model
 from gptoss_ft.model.tiny import TinyOptions, write_tiny
-from gptoss_ft.verify.command import Verification, VerifyOptions, verify
+from gptoss_ft.verify.measure import Verification, verify
+from gptoss_ft.verify.options import VerifyOptions
 
 TRAINING = asset("data") / "lighthouse.jsonl"
 HELD_OUT = asset("data") / "lighthouse_heldout.jsonl"

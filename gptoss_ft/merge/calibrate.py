@@ -25,7 +25,8 @@ from gptoss_ft.adapters.combine import Changes, Factors, read_factors, trained_v
 from gptoss_ft.checkpoint.headers import Checkpoint
 from gptoss_ft.errors import MergeError, Problem
 from gptoss_ft.files import whole_file, write_json
-from gptoss_ft.inference.token_rows import Pack, TokenRow, hidden_states, packs, read_rows
+from gptoss_ft.inference.hidden_states import Pack, hidden_states, packs
+from gptoss_ft.inference.token_rows import TokenRow, read_rows
 from gptoss_ft.inference.tuned import tuned_model
 from gptoss_ft.merge.values import CalibratedExpert
 from gptoss_ft.model.causal_lm import WeightedGptOss
