@@ -26,11 +26,6 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = sorted(path for path in FOLDER.glob("*.py") if "\ndef main()" in path.read_text())
 
 
-@pytest.fixture(autouse=True)
-def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(FOLDER)
-
-
 def _config(**changes: Any) -> dict[str, Any]:
     sizes = TinyOptions(layers=2, hidden_size=64, intermediate_size=64, heads=2, kv_heads=1)
     return {**tiny_config(sizes), "vocab_size": 2048, "pad_token_id": 0, **changes}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GptOssForCausalLM, Mxfp4Config
+from stock import load_stock
 
 from gptoss_ft import generate as module
 from gptoss_ft.adapters.model import AdapterInfo, add_adapter
@@ -81,9 +81,7 @@ def test_greedy_answers_equal_stock_transformers(tiny_checkpoint: Path) -> None:
     questions = [Question("prompt", "", ids, None) for ids in prompts]
     options = GenerateOptions(max_new_tokens=8)
     ours = list(answer_batch(load_model(checkpoint), questions, vocabulary, options))
-    stock = GptOssForCausalLM.from_pretrained(
-        tiny_checkpoint, dtype=torch.float32, quantization_config=Mxfp4Config(dequantize=True)
-    )
+    stock = load_stock(tiny_checkpoint)
     for question, answer in zip(questions, ours, strict=True):
         output = stock.generate(
             torch.tensor([question.prompt_ids]), max_new_tokens=8, do_sample=False

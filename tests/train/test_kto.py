@@ -16,11 +16,11 @@ from small_preferences import (
     preference_settings,
     rated_rows,
     stock_adapted,
-    tokenizer_of,
     trained,
     with_rated_reference,
 )
 from small_trainer import adapted
+from trainers import tokenizer_of
 from trl import KTOConfig
 
 METRICS = (
