@@ -53,10 +53,12 @@ def _names(file: Path) -> list[str]:
         return list(tensors.keys())
 
 
-def random_adapter(base: Path, options: AdapterOptions, std: float = 0.02) -> AdaptedModel:
+def random_adapter(
+    base: Path, options: AdapterOptions, std: float = 0.02, seed: int = 1
+) -> AdaptedModel:
     """Loads a packed checkpoint with an adapter whose factors are random, B too."""
     model = add_adapter(load_model(open_checkpoint(base)), options, AdapterInfo((), "", ""))
-    randomise(model, std)
+    randomise(model, std, seed)
     return model
 
 

@@ -15,10 +15,10 @@ from gptoss_ft.adapters.options import AdapterOptions
 from gptoss_ft.train.trainers.sft import WeightedSFTTrainer
 
 
-def adapted(base: Path, kinds: list[str] | None = None) -> AdaptedModel:
+def adapted(base: Path, kinds: list[str] | None = None, seed: int = 1) -> AdaptedModel:
     """Loads a base with a random adapter, on attention and experts unless told otherwise."""
     options = AdapterOptions(kinds or ["attention", "experts"], r=8, expert_r=4, alpha=16)
-    return random_adapter(base, options, std=0.05)
+    return random_adapter(base, options, std=0.05, seed=seed)
 
 
 def settings_for(out: Path, **settings: Any) -> dict[str, Any]:
