@@ -74,8 +74,13 @@ class Checkpoint:
         """Bytes of all tensors together."""
         return sum(info.nbytes for info in self.tensors.values())
 
+    @property
+    def active_experts(self) -> int:
+        """Experts that a token is routed to, under either name that config.json has for it."""
+        return int(self.config.get("num_experts_per_tok") or self.config["experts_per_token"])
+
     def require_packed(self) -> Checkpoint:
-        """This checkpoint, refused when its experts are dense.
+        """Returns this checkpoint, or refuses it when its experts are dense.
 
         Raises:
             CheckpointError: training needs the MXFP4 weights.

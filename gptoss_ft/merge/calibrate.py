@@ -184,7 +184,7 @@ def round_expert(
 def calibrate(
     checkpoint: Checkpoint, changes: Changes, file: Path, rows: int, folder: Path
 ) -> Calibration:
-    """Runs the tuned model over calibration rows, or opens what an earlier run of it left.
+    """Runs the tuned model over calibration rows, or opens what an earlier run left.
 
     Args:
         checkpoint: the base, packed.
@@ -198,23 +198,34 @@ def calibrate(
         MergeError: too few rows to hold one out.
     """
     if not (folder / DONE).is_file():
-        used = _within(read_rows(checkpoint.path, file, rows), TOKENS)
-        if len(used) < HELD_OUT_EVERY:
-            raise MergeError(
-                Problem(
-                    f"calibration needs at least {HELD_OUT_EVERY} rows",
-                    f"calibration={file}",
-                    f"{len(used)} rows",
-                    "give more of the training data, or raise calibration_rows",
-                )
-            )
+        used = calibration_rows(checkpoint.path, file, rows)
         folder.mkdir(parents=True, exist_ok=True)
         _collect(tuned_model(checkpoint, changes), used, folder)
     return Calibration(checkpoint, changes, folder)
 
 
+def calibration_rows(model: Path, file: Path, count: int) -> list[TokenRow]:
+    """Reads the rows to calibrate on: the first `count`, no more of them than fill `TOKENS`.
+
+    Raises:
+        DataError: the file cannot be read or holds bad rows.
+        MergeError: too few rows to hold one out.
+    """
+    used = _within(read_rows(model, file, count), TOKENS)
+    if len(used) < HELD_OUT_EVERY:
+        raise MergeError(
+            Problem(
+                f"calibration needs at least {HELD_OUT_EVERY} rows",
+                f"calibration={file}",
+                f"{len(used)} rows",
+                "give more of the training data, or raise calibration_rows",
+            )
+        )
+    return used
+
+
 def _within(rows: Sequence[TokenRow], tokens: int) -> list[TokenRow]:
-    """The first rows that fit into a number of tokens."""
+    """Returns the first rows that fit into a number of tokens."""
     used: list[TokenRow] = []
     total = 0
     for row in rows:

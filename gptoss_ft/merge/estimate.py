@@ -40,9 +40,7 @@ def _sample_rounder(plan: MergePlan) -> Rounder:
     from gptoss_ft.merge.calibrate import TOKENS, round_expert  # the model and the renderer
 
     config = plan.checkpoint.config
-    legacy = "num_experts_per_tok" not in config
-    active = config["experts_per_token" if legacy else "num_experts_per_tok"]
-    count = TOKENS * active // config["num_local_experts"]
+    count = TOKENS * plan.checkpoint.active_experts // config["num_local_experts"]
 
     class Noise:
         def round(
