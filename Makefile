@@ -91,7 +91,7 @@ test-browser: venv
 # Exports of the demo's tuned models, run by the runtimes themselves and compared with transformers; then the files
 # themselves against llama.cpp's own converter and Go's template engine.
 runtimes: export OMP_NUM_THREADS := 1
-runtimes: export PYTHONPATH := tests:tests/helpers:tests/oracles
+runtimes: export PYTHONPATH := tests:tests/helpers:tests/oracles:benchmarks
 runtimes: venv
 	test -f $(DEMO)/experts-bf16/manifest.json || $(MAKE) demo
 	$(BIN)/python -m runtimes.table demo=$(DEMO) $(if $(filter 0,$(ONNX)),onnx=false) $(if $(filter 1,$(VLLM)),vllm=true)

@@ -40,16 +40,17 @@ from measure import (
     settings_from,
     usual_allocator,
 )
+from models import randomise, write_base
 from trainers import (
+    DPOOnIds,
     common_settings,
     gradients,
     our_model,
-    randomise,
+    pair_trainer_on,
     set_checkpointing,
     stepper,
     stock_lora,
     stock_model,
-    write_base,
 )
 from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer
@@ -109,30 +110,21 @@ def read_rows(base: Path) -> Rows:
 
 
 def our_trainer(base: Path, rows: Rows, rank: int) -> PairDPOTrainer:
-    """Our trainer on the packed checkpoint; every adapter tensor is random."""
-    return PairDPOTrainer(
-        model=our_model(base, rank),
-        args=DPOConfig(**common_settings(base), gradient_checkpointing=False),
-        train_dataset=datasets.Dataset.from_list(rows),
-        processing_class=AutoTokenizer.from_pretrained(base),
-        data_collator=PairCollator(),
+    """Builds our trainer on the packed checkpoint; every adapter tensor is random."""
+    arguments = DPOConfig(**common_settings(base / "unused"), gradient_checkpointing=False)
+    trainer: PairDPOTrainer = pair_trainer_on(
+        PairDPOTrainer, our_model(base, rank), rows, arguments
     )
-
-
-class OnIds(DPOTrainer):
-    """TRL's trainer for rows that are tokens already."""
-
-    def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
-        return dataset
+    return trainer
 
 
 def trl_trainer(base: Path, rows: Rows, rank: int) -> DPOTrainer:
     """TRL's trainer on stock PEFT on stock transformers; every adapter tensor is random."""
     names = ("ref_chosen_logps", "ref_rejected_logps")
     summed = [row | {name: sum(row[name]) for name in names} for row in rows]
-    trainer = OnIds(
+    trainer = DPOOnIds(
         model=stock_model(base),
-        args=DPOConfig(**common_settings(base)),
+        args=DPOConfig(**common_settings(base / "unused")),
         train_dataset=datasets.Dataset.from_list(summed),
         processing_class=AutoTokenizer.from_pretrained(base),
         peft_config=stock_lora(rank),

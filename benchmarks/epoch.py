@@ -30,7 +30,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 from measure import cpu_seconds, settings_from
-from trainers import our_trainer, say, trl_trainer, write_base
+from models import write_base
+from trainers import our_trainer, say, trl_trainer
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTTrainer
 

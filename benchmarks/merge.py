@@ -45,7 +45,7 @@ from measure import (
 from safetensors.torch import save_file
 from synthetic import released_config, write_synthetic
 
-from gptoss_ft.checkpoint.headers import expected_shapes
+from gptoss_ft.checkpoint.shapes import expected_shapes
 from gptoss_ft.files import write_json
 from gptoss_ft.merge.options import MergeOptions
 from gptoss_ft.merge.plan import plan_merge
@@ -119,13 +119,11 @@ def ours(base: Path, adapter: Path, out: Path, **settings: Any) -> None:
 
 def peft(base: Path, adapter: Path, out: Path) -> Callable[[], None]:
     """The same to bfloat16 in stock PEFT, its imports done."""
+    from models import load_stock
     from peft import PeftModel
-    from transformers import GptOssForCausalLM, Mxfp4Config
 
     def run() -> None:
-        model = GptOssForCausalLM.from_pretrained(
-            base, dtype=torch.bfloat16, quantization_config=Mxfp4Config(dequantize=True)
-        )
+        model = load_stock(base, torch.bfloat16)
         merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
         merged.save_pretrained(out, save_original_format=False)
 

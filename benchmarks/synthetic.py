@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from gptoss_ft.checkpoint.headers import INDEX_NAME, expected_shapes
+from gptoss_ft.checkpoint.headers import INDEX_NAME
+from gptoss_ft.checkpoint.shapes import expected_shapes
 from gptoss_ft.files import write_json
 from gptoss_ft.harmony.vocabulary import write_tokenizer_files
 from gptoss_ft.model.tiny import TinyOptions, tiny_config

@@ -48,6 +48,7 @@ from measure import (
     usual_allocator,
     without_kernel,
 )
+from models import write_base
 from torch.nn.functional import scaled_dot_product_attention
 from trainers import (
     batch_of,
@@ -56,7 +57,6 @@ from trainers import (
     set_checkpointing,
     stepper,
     trl_trainer,
-    write_base,
 )
 from trl import SFTTrainer
 

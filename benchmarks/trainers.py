@@ -1,66 +1,43 @@
 """The same fine-tuning through our trainer and through TRL with PEFT, one optimizer step at a time.
 
 TRL's side is the best it has on a CPU: float32 weights, grouped_mm experts, eager attention (the
-only one that knows sinks there), auxiliary loss off; checkpointing is on by default.
+only one that knows sinks there), auxiliary loss off; checkpointing is on by default. The tests
+build their trainers with the same functions.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
+from models import load_stock, random_adapter, randomise
 from peft import LoraConfig, get_peft_model
-from torch import nn
-from transformers import AutoTokenizer, GptOssForCausalLM, Mxfp4Config
-from trl import SFTConfig, SFTTrainer
+from transformers import AutoTokenizer, GptOssForCausalLM
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from gptoss_ft.adapters.model import AdaptedModel, AdapterInfo, add_adapter
+from gptoss_ft.adapters.model import AdaptedModel
 from gptoss_ft.adapters.options import ATTENTION_MODULES, EXPERT_PARAMETERS, AdapterOptions
-from gptoss_ft.checkpoint.headers import open_checkpoint
 from gptoss_ft.data.collate import Collator
-from gptoss_ft.model.load import load_model
-from gptoss_ft.model.tiny import TinyOptions, write_tiny
+from gptoss_ft.data.collate_pairs import PairCollator
 from gptoss_ft.train.trainers.sft import WeightedSFTTrainer
 
 LEARNING_RATE = 1e-4
 
 
-def write_base(folder: Path, hidden: int, layers: int, experts: int) -> Path:
-    """A random checkpoint in the released layout and proportions: 4 experts for each token."""
-    sizes = TinyOptions(
-        layers=layers,
-        hidden_size=hidden,
-        intermediate_size=hidden,
-        heads=max(hidden // 64, 1),
-        kv_heads=max(hidden // 512, 1),
-        experts=experts,
-        experts_per_token=min(4, experts),
-    )
-    write_tiny(folder, sizes)
-    return folder
-
-
 def our_model(base: Path, rank: int) -> AdaptedModel:
-    """The packed checkpoint with an adapter on attention and experts, every tensor random."""
+    """Loads the packed checkpoint with an adapter on attention and experts, every tensor random."""
     options = AdapterOptions(["attention", "experts"], r=rank, expert_r=rank, alpha=rank)
-    model = add_adapter(load_model(open_checkpoint(base)), options, AdapterInfo((), "", ""))
-    randomise(model)
-    return model
+    return random_adapter(base, options)
 
 
 def stock_model(base: Path) -> GptOssForCausalLM:
-    """The dequantised checkpoint in stock transformers, at its best setting for a CPU."""
-    return GptOssForCausalLM.from_pretrained(
-        base,
-        dtype=torch.float32,
-        attn_implementation="eager",
-        experts_implementation="grouped_mm",
-        quantization_config=Mxfp4Config(dequantize=True),
-    )
+    """Loads the dequantised checkpoint into stock transformers, at its best setting for a CPU."""
+    return load_stock(base, experts_implementation="grouped_mm")
 
 
 def stock_lora(rank: int) -> LoraConfig:
@@ -74,10 +51,10 @@ def stock_lora(rank: int) -> LoraConfig:
     )
 
 
-def common_settings(base: Path) -> dict[str, Any]:
-    """What all trainers of both sides are given."""
+def common_settings(out: Path) -> dict[str, Any]:
+    """Returns the settings that all trainers of both sides are given."""
     return {
-        "output_dir": str(base / "unused"),
+        "output_dir": str(out),
         "use_cpu": True,
         "bf16": False,
         "report_to": "none",
@@ -87,15 +64,69 @@ def common_settings(base: Path) -> dict[str, Any]:
     }
 
 
+def sft_settings(out: Path) -> dict[str, Any]:
+    """Returns the common settings, and what TRL's SFT needs for rows that are tokens already."""
+    ready = {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None}
+    return {**common_settings(out), **ready}
+
+
 def our_trainer(base: Path, rows: datasets.Dataset, rank: int, **settings: Any) -> SFTTrainer:
-    """Our trainer on the packed checkpoint; every adapter tensor is random."""
+    """Builds our trainer on the packed checkpoint; every adapter tensor is random."""
+    return sft_trainer(
+        our_model(base, rank), rows, _arguments(base, gradient_checkpointing=False, **settings)
+    )
+
+
+def sft_trainer(
+    model: AdaptedModel, rows: datasets.Dataset, arguments: SFTConfig
+) -> WeightedSFTTrainer:
+    """Builds our trainer; it evaluates on the rows that it trains on."""
     return WeightedSFTTrainer(
-        model=our_model(base, rank),
-        args=_arguments(base, gradient_checkpointing=False, **settings),
+        model=model,
+        args=arguments,
         train_dataset=rows,
-        processing_class=AutoTokenizer.from_pretrained(base),
+        eval_dataset=rows,
+        processing_class=tokenizer_of(model),
         data_collator=Collator(),
     )
+
+
+def pair_trainer_on(
+    kind: type[Any],
+    model: AdaptedModel,
+    rows: list[dict[str, Any]],
+    arguments: DPOConfig,
+    collator: PairCollator | None = None,
+    **more: Any,
+) -> Any:
+    """Builds one of our trainers on pairs; it evaluates on the rows that it trains on."""
+    dataset = datasets.Dataset.from_list(rows)
+    return kind(
+        model=model,
+        args=arguments,
+        train_dataset=dataset,
+        eval_dataset=dataset,
+        processing_class=tokenizer_of(model),
+        data_collator=collator or PairCollator(),
+        **more,
+    )
+
+
+class DPOOnIds(DPOTrainer):
+    """TRL's trainer for rows that are tokens already."""
+
+    def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
+        return dataset
+
+
+@cache
+def _tokenizer(base: str) -> Any:
+    return AutoTokenizer.from_pretrained(base)
+
+
+def tokenizer_of(model: Any) -> Any:
+    """Returns the tokenizer beside a model with an adapter, which is read once."""
+    return _tokenizer(model.get_base_model().config.name_or_path)
 
 
 def trl_trainer(base: Path, rows: datasets.Dataset, rank: int, **settings: Any) -> SFTTrainer:
@@ -112,21 +143,12 @@ def trl_trainer(base: Path, rows: datasets.Dataset, rank: int, **settings: Any) 
 
 
 def _arguments(base: Path, **settings: Any) -> SFTConfig:
-    common = {**common_settings(base), "dataset_kwargs": {"skip_prepare_dataset": True}}
-    return SFTConfig(max_length=None, **common, **settings)
+    return SFTConfig(**sft_settings(base / "unused"), **settings)
 
 
 def _without_weights(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """Our batches for TRL: what is not trained has the label -100 already."""
     return {name: value for name, value in Collator()(rows).items() if name != "loss_weights"}
-
-
-def randomise(model: nn.Module, seed: int = 1) -> None:
-    """Seeded adapters, the same by name on either side; B too, so that every gradient counts."""
-    generator = torch.Generator().manual_seed(seed)
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    for _, parameter in sorted(trained.items()):
-        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.02
 
 
 def gradients(trainer: SFTTrainer) -> dict[str, torch.Tensor]:

@@ -345,7 +345,8 @@ def _merge(composed: DictConfig) -> int:
 
 def _verify(composed: DictConfig) -> int:
     from gptoss_ft import config
-    from gptoss_ft.verify.command import VerifyOptions, run_verify
+    from gptoss_ft.verify.command import run_verify
+    from gptoss_ft.verify.options import VerifyOptions
 
     return run_verify(config.to_options(composed, VerifyOptions))
 

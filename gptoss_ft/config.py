@@ -41,7 +41,7 @@ def schema_of(command: str) -> type:
 
             return MergeOptions
         case "verify":
-            from gptoss_ft.verify.command import VerifyOptions
+            from gptoss_ft.verify.options import VerifyOptions
 
             return VerifyOptions
         case "export":

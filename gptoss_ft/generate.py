@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -24,7 +23,8 @@ from gptoss_ft.harmony.messages import Conversation, Message, Preference
 from gptoss_ft.harmony.options import RenderOptions
 from gptoss_ft.harmony.parse import ParsedMessage, parse_completion
 from gptoss_ft.harmony.render import Renderer
-from gptoss_ft.harmony.vocabulary import CALL, ENDOFTEXT, RETURN, Vocabulary, load_vocabulary
+from gptoss_ft.harmony.vocabulary import Vocabulary, load_vocabulary
+from gptoss_ft.inference.decode import decode
 from gptoss_ft.model.causal_lm import WeightedGptOss
 from gptoss_ft.model.load import load_model
 
@@ -214,36 +214,17 @@ def _questions(options: GenerateOptions, renderer: Renderer) -> Iterator[Questio
         raise DataError(problems)
 
 
-@torch.inference_mode()
 def answer_batch(
     model: WeightedGptOss | AdaptedModel,
     questions: Sequence[Question],
     vocabulary: Vocabulary,
     options: GenerateOptions,
 ) -> Iterator[Answer]:
-    """Generates answers to several prompts at once, padded on the left."""
-    longest = max(len(question.prompt_ids) for question in questions)
-    input_ids = torch.full((len(questions), longest), ENDOFTEXT, device=model.device)
-    attention_mask = torch.zeros_like(input_ids)
-    for index, question in enumerate(questions):
-        ids = torch.tensor(question.prompt_ids, device=model.device)
-        input_ids[index, longest - len(ids) :] = ids
-        attention_mask[index, longest - len(ids) :] = 1
-    sampling: dict[str, Any] = {"do_sample": False}
-    if options.temperature > 0:
-        sampling = {"do_sample": True, "temperature": options.temperature, "top_k": 0}
-    output = model.generate(  # type: ignore[misc]  # transformers types its self as a protocol
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        max_new_tokens=options.max_new_tokens,
-        eos_token_id=[RETURN, CALL, ENDOFTEXT],
-        pad_token_id=ENDOFTEXT,
-        **sampling,
-    )
-    for question, ids in zip(questions, output[:, longest:].tolist(), strict=True):
-        ends = [ids.index(end) for end in (RETURN, CALL, ENDOFTEXT) if end in ids]
-        sampled = ids[: min(ends) + 1] if ends else ids
-        yield Answer(question, parse_completion(sampled, vocabulary), sampled)
+    """Generates answers to several prompts at once."""
+    prompts = [question.prompt_ids for question in questions]
+    sampled = decode(model, prompts, options.max_new_tokens, options.temperature)
+    for question, ids in zip(questions, sampled, strict=True):
+        yield Answer(question, parse_completion(ids, vocabulary), ids)
 
 
 def _shown(answer: Answer) -> str:

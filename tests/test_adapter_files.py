@@ -15,7 +15,8 @@ from stock import ATTENTION, EXPERTS, load_stock, write_stock_adapter
 
 from gptoss_ft.adapters.check import check_adapter
 from gptoss_ft.adapters.files import Adapter, LoraFactors, open_adapter
-from gptoss_ft.checkpoint.headers import Checkpoint, fingerprint, open_checkpoint
+from gptoss_ft.checkpoint.digests import fingerprint
+from gptoss_ft.checkpoint.headers import Checkpoint, open_checkpoint
 from gptoss_ft.errors import AdapterError
 from gptoss_ft.model.tiny import TinyOptions, write_tiny
 

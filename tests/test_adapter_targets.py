@@ -9,7 +9,7 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 
 from gptoss_ft.adapters.targets import is_targeted
-from gptoss_ft.checkpoint.headers import expected_shapes
+from gptoss_ft.checkpoint.shapes import expected_shapes
 from gptoss_ft.model.tiny import TinyOptions, tiny_config
 
 NAMES = expected_shapes(tiny_config(TinyOptions(layers=12)), packed=False)

@@ -16,7 +16,9 @@ from gptoss_ft.adapters.files import open_adapter
 from gptoss_ft.adapters.model import AdaptedModel, AdapterInfo, add_adapter, load_adapter
 from gptoss_ft.adapters.options import AdapterOptions, lora_config, trained_tensors
 from gptoss_ft.adapters.trained import trained_layers
-from gptoss_ft.checkpoint.headers import expected_shapes, fingerprint, open_checkpoint, read_config
+from gptoss_ft.checkpoint.digests import fingerprint
+from gptoss_ft.checkpoint.headers import open_checkpoint, read_config
+from gptoss_ft.checkpoint.shapes import expected_shapes
 from gptoss_ft.errors import AdapterError
 from gptoss_ft.model.load import load_model
 

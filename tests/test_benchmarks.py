@@ -17,17 +17,13 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from gptoss_ft.checkpoint.headers import expected_shapes, open_checkpoint
+from gptoss_ft.checkpoint.headers import open_checkpoint
+from gptoss_ft.checkpoint.shapes import expected_shapes
 from gptoss_ft.model.tiny import TinyOptions, tiny_config
 from gptoss_ft.mxfp4.codec import unpack
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = sorted(path for path in FOLDER.glob("*.py") if "\ndef main()" in path.read_text())
-
-
-@pytest.fixture(autouse=True)
-def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(FOLDER)
 
 
 def _config(**changes: Any) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from gptoss_ft.adapters.combine import Changes, combine, read_factors
 from gptoss_ft.adapters.files import open_adapter
 from gptoss_ft.checkpoint.headers import Checkpoint, open_checkpoint
 from gptoss_ft.errors import DataError, MergeError
-from gptoss_ft.inference.token_rows import packs, read_rows
+from gptoss_ft.inference.hidden_states import packs
+from gptoss_ft.inference.token_rows import read_rows
 from gptoss_ft.merge.calibrate import DONE, Calibration, calibrate
 from gptoss_ft.model.tiny import write_tiny
 

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GptOssForCausalLM, Mxfp4Config
+from stock import load_stock
 
 from gptoss_ft import generate as module
 from gptoss_ft.adapters.model import AdapterInfo, add_adapter
 from gptoss_ft.adapters.options import AdapterOptions
-from gptoss_ft.checkpoint.headers import fingerprint, open_checkpoint
+from gptoss_ft.checkpoint.digests import fingerprint
+from gptoss_ft.checkpoint.headers import open_checkpoint
 from gptoss_ft.errors import AdapterError, ConfigError, DataError
 from gptoss_ft.generate import Answer, GenerateOptions, Question, answer_batch, generate
 from gptoss_ft.harmony.parse import parse_completion
@@ -80,9 +81,7 @@ def test_greedy_answers_equal_stock_transformers(tiny_checkpoint: Path) -> None:
     questions = [Question("prompt", "", ids, None) for ids in prompts]
     options = GenerateOptions(max_new_tokens=8)
     ours = list(answer_batch(load_model(checkpoint), questions, vocabulary, options))
-    stock = GptOssForCausalLM.from_pretrained(
-        tiny_checkpoint, dtype=torch.float32, quantization_config=Mxfp4Config(dequantize=True)
-    )
+    stock = load_stock(tiny_checkpoint)
     for question, answer in zip(questions, ours, strict=True):
         output = stock.generate(
             torch.tensor([question.prompt_ids]), max_new_tokens=8, do_sample=False

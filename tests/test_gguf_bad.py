@@ -12,7 +12,7 @@ from exports import linked_copy, refusal
 from merges import SMALL
 from safetensors.torch import save_file
 
-from gptoss_ft.checkpoint.headers import expected_shapes
+from gptoss_ft.checkpoint.shapes import expected_shapes
 from gptoss_ft.harmony.vocabulary import write_tokenizer_files
 from gptoss_ft.model.tiny import tiny_config
 

@@ -30,7 +30,7 @@ from stock import (
 )
 
 from gptoss_ft.adapters.combine import Factors
-from gptoss_ft.merge.plan import Action
+from gptoss_ft.merge.planned import MergeAction
 from gptoss_ft.merge.values import add_low_rank
 
 __all__ = ["full", "lossless", "small"]
@@ -121,7 +121,7 @@ def test_zero_adapter_changes_no_byte(small: Path, tmp_path: Path, to: str, expe
 
     merged = load_tensors(tmp_path / "out")
     if to == "bf16":
-        assert plan.totals()[Action.DEQUANTIZE_ADD]["tensors"] == 4
+        assert plan.totals()[MergeAction.DEQUANTIZE_ADD]["tensors"] == 4
         base = load_stock(base_copy, torch.bfloat16).state_dict()
         dense = base["model.layers.0.mlp.experts.gate_up_proj"]
         assert (torch.signbit(dense) & (dense == 0)).any(), "no negative zero to keep"
@@ -133,8 +133,8 @@ def test_bf16_without_expert_updates_is_stock_dequantisation(
     small: Path, lossless: Case, tmp_path: Path
 ) -> None:
     plan = merge_to(small, lossless.adapter, tmp_path / "out", "bf16")
-    assert plan.totals()[Action.DEQUANTIZE]["tensors"] == 4
-    assert Action.DEQUANTIZE_ADD not in plan.totals()
+    assert plan.totals()[MergeAction.DEQUANTIZE]["tensors"] == 4
+    assert MergeAction.DEQUANTIZE_ADD not in plan.totals()
     merged = load_tensors(tmp_path / "out")
     stock = load_stock(small, torch.bfloat16).state_dict()
     for name in [name for name in stock if name.endswith(("gate_up_proj", "down_proj"))]:

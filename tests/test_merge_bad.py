@@ -13,7 +13,8 @@ import torch
 from merges import SMALL, Case, edit_tensor, full, lossless, merge_to, refusal, small
 from safetensors.torch import load_file, save_file
 
-from gptoss_ft.checkpoint.headers import fingerprint, open_checkpoint, tensor_digests
+from gptoss_ft.checkpoint.digests import fingerprint, tensor_digests
+from gptoss_ft.checkpoint.headers import open_checkpoint
 from gptoss_ft.errors import MergeError
 from gptoss_ft.merge import plan
 from gptoss_ft.merge.options import MergeOptions

@@ -36,7 +36,7 @@ from gptoss_ft.model.tiny import write_tiny
 WORKER = """
 import json, os, signal, sys
 import torch
-from gptoss_ft.merge import shard
+from gptoss_ft.merge import shard_writer
 from gptoss_ft.merge.options import MergeOptions
 from gptoss_ft.merge.plan import plan_merge
 from gptoss_ft.merge.stream import merge
@@ -58,7 +58,7 @@ def watch(event, arguments):
     if event in ("os.rename", "os.remove") or (event == "open" and "w" in str(arguments[1])):
         step(event)
 
-write = shard.write_all
+write = shard_writer.write_all
 
 def counted(stream, data):
     if step("write"):
@@ -66,7 +66,7 @@ def counted(stream, data):
         os.kill(os.getpid(), signal.SIGKILL)
     write(stream, data)
 
-shard.write_all = counted
+shard_writer.write_all = counted
 sys.addaudithook(watch)
 base, adapter, *rest = sys.argv[1:]
 for line in sys.stdin:

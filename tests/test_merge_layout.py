@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from merges import Case, contents, full, lossless, merge_to, small
 
-from gptoss_ft.checkpoint.headers import fingerprint, open_checkpoint, read_header
+from gptoss_ft.checkpoint.digests import fingerprint
+from gptoss_ft.checkpoint.headers import open_checkpoint, read_header
 from gptoss_ft.cli import run
 from gptoss_ft.files import sha256_file
 from gptoss_ft.merge.options import MergeOptions

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
 import zipfile
@@ -44,38 +43,6 @@ def test_the_wheel_holds_every_asset_and_runs(tmp_path: Path) -> None:
 
 def _tracked(folder: str) -> list[Path]:
     return [path for path in (REPOSITORY / folder).rglob("*") if path.is_file()]
-
-
-# A room may import from those before it in the flow of data, never from those after it.
-ROOMS = [
-    "mxfp4",
-    "checkpoint",
-    "harmony",
-    "data",
-    "model",
-    "adapters",
-    "inference",
-    "train",
-    "export",
-    "merge",
-]
-
-
-def _imports(file: Path) -> set[str]:
-    """The modules of ours that a file imports."""
-    names = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("gptoss_ft."):
-            names.add(node.module)
-    return names
-
-
-def test_lower_rooms_never_import_upper_ones() -> None:
-    for index, room in enumerate(ROOMS):
-        allowed = {"errors", "files", *ROOMS[: index + 1]}
-        for file in (PACKAGE / room).glob("*.py"):
-            for module in _imports(file):
-                assert module.split(".")[1] in allowed, f"{file.name} imports {module}"
 
 
 def test_only_cli_and_config_know_hydra() -> None:

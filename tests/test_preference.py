@@ -27,7 +27,8 @@ from transformers import AutoTokenizer, TrainerCallback
 from gptoss_ft.adapters.check import check_adapter
 from gptoss_ft.adapters.files import open_adapter
 from gptoss_ft.adapters.options import AdapterOptions
-from gptoss_ft.checkpoint.headers import fingerprint, open_checkpoint
+from gptoss_ft.checkpoint.digests import fingerprint
+from gptoss_ft.checkpoint.headers import open_checkpoint
 from gptoss_ft.data.options import DataOptions
 from gptoss_ft.errors import AdapterError, GptOssFtError
 from gptoss_ft.merge.options import MergeOptions

@@ -15,7 +15,8 @@ from transformers import TrainerCallback
 
 from gptoss_ft.adapters.files import open_adapter
 from gptoss_ft.adapters.options import AdapterOptions
-from gptoss_ft.checkpoint.headers import fingerprint, open_checkpoint
+from gptoss_ft.checkpoint.digests import fingerprint
+from gptoss_ft.checkpoint.headers import open_checkpoint
 from gptoss_ft.data.dataset import DataOptions
 from gptoss_ft.errors import GptOssFtError, RunError
 from gptoss_ft.model.tiny import TinyOptions, write_tiny

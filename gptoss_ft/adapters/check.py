@@ -18,7 +18,8 @@ from gptoss_ft.adapters.files import (
     read_tensor,
 )
 from gptoss_ft.adapters.targets import is_targeted
-from gptoss_ft.checkpoint.headers import Checkpoint, fingerprint, tensor_digests
+from gptoss_ft.checkpoint.digests import fingerprint, tensor_digests
+from gptoss_ft.checkpoint.headers import Checkpoint
 from gptoss_ft.errors import AdapterError, Problem
 from gptoss_ft.mxfp4.codec import BLOCK_SIZE
 

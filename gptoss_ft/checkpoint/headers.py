@@ -1,12 +1,10 @@
-"""What is in a checkpoint folder: safetensors headers, gpt-oss shapes, and a fingerprint.
+"""The contents of a checkpoint folder: config.json and safetensors headers, checked.
 
-Everything here reads headers and a few pages, never whole tensors, so it is cheap on a 120b
-checkpoint.
+Only headers are read, never whole tensors, so it is cheap on a 120b checkpoint.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,12 +14,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from gptoss_ft.checkpoint.shapes import expected_shapes
 from gptoss_ft.errors import CheckpointError, Problem
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
-_SAMPLE_BYTES = 4096
-_SAMPLES = 4
 
 DTYPES = {
     "F64": torch.float64,
@@ -77,8 +74,13 @@ class Checkpoint:
         """Bytes of all tensors together."""
         return sum(info.nbytes for info in self.tensors.values())
 
+    @property
+    def active_experts(self) -> int:
+        """Experts that a token is routed to, under either name that config.json has for it."""
+        return int(self.config.get("num_experts_per_tok") or self.config["experts_per_token"])
+
     def require_packed(self) -> Checkpoint:
-        """This checkpoint, refused when its experts are dense.
+        """Returns this checkpoint, or refuses it when its experts are dense.
 
         Raises:
             CheckpointError: training needs the MXFP4 weights.
@@ -257,59 +259,6 @@ def read_header(file: Path) -> list[TensorInfo]:
     return sorted(infos, key=lambda info: info.offset)
 
 
-def expected_shapes(config: dict[str, Any], packed: bool) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a gpt-oss checkpoint in the released layout.
-
-    Args:
-        config: config.json.
-        packed: MXFP4 experts (`…_blocks`, `…_scales`), else dense ones, which transformers stores
-            transposed, `[E, in, out]`.
-    """
-    hidden, head_dim = config["hidden_size"], config["head_dim"]
-    heads = config["num_attention_heads"] * head_dim
-    kv_heads = config["num_key_value_heads"] * head_dim
-    shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (config["vocab_size"], hidden),
-        "model.norm.weight": (hidden,),
-        "lm_head.weight": (config["vocab_size"], hidden),
-    }
-    for layer in range(config["num_hidden_layers"]):
-        prefix = f"model.layers.{layer}"
-        for name, out, width in (
-            ("q_proj", heads, hidden),
-            ("k_proj", kv_heads, hidden),
-            ("v_proj", kv_heads, hidden),
-            ("o_proj", hidden, heads),
-        ):
-            shapes[f"{prefix}.self_attn.{name}.weight"] = (out, width)
-            shapes[f"{prefix}.self_attn.{name}.bias"] = (out,)
-        shapes[f"{prefix}.self_attn.sinks"] = (config["num_attention_heads"],)
-        shapes[f"{prefix}.input_layernorm.weight"] = (hidden,)
-        shapes[f"{prefix}.post_attention_layernorm.weight"] = (hidden,)
-        shapes.update(_mlp_shapes(config, f"{prefix}.mlp", packed))
-    return shapes
-
-
-def _mlp_shapes(config: dict[str, Any], prefix: str, packed: bool) -> dict[str, tuple[int, ...]]:
-    hidden, intermediate = config["hidden_size"], config["intermediate_size"]
-    experts = config["num_local_experts"]
-    shapes: dict[str, tuple[int, ...]] = {
-        f"{prefix}.router.weight": (experts, hidden),
-        f"{prefix}.router.bias": (experts,),
-    }
-    for name, out, width in (
-        ("gate_up_proj", 2 * intermediate, hidden),
-        ("down_proj", hidden, intermediate),
-    ):
-        shapes[f"{prefix}.experts.{name}_bias"] = (experts, out)
-        if packed:
-            shapes[f"{prefix}.experts.{name}_blocks"] = (experts, out, width // 32, 16)
-            shapes[f"{prefix}.experts.{name}_scales"] = (experts, out, width // 32)
-        else:
-            shapes[f"{prefix}.experts.{name}"] = (experts, width, out)
-    return shapes
-
-
 def _layout_problems(checkpoint: Checkpoint) -> Iterator[Problem]:
     expected = expected_shapes(checkpoint.config, checkpoint.is_packed)
     for name, shape in expected.items():
@@ -336,33 +285,3 @@ def _layout_problems(checkpoint: Checkpoint) -> Iterator[Problem]:
         yield Problem(
             "a tensor does not belong to gpt-oss", name, mend="remove it from the checkpoint"
         )
-
-
-def tensor_digests(checkpoint: Checkpoint) -> dict[str, str]:
-    """What each tensor is, in 16 hexadecimal digits.
-
-    SHA-256 over its name, dtype, shape and a few evenly spaced 4 KiB samples of its bytes: it tells
-    a base from its fine-tunes and costs a few MB of reading instead of 13 or 65 GB. It is no proof
-    against a change of single bytes between the samples.
-    """
-    found = {}
-    for name in sorted(checkpoint.tensors):
-        info = checkpoint.tensors[name]
-        digest = hashlib.sha256(f"{name} {info.dtype} {list(info.shape)}\n".encode())
-        with info.file.open("rb") as stream:
-            for step in range(_SAMPLES):
-                start = (info.nbytes - _SAMPLE_BYTES) * step // (_SAMPLES - 1)
-                stream.seek(info.offset + max(start, 0))
-                digest.update(stream.read(min(_SAMPLE_BYTES, info.nbytes)))
-        found[name] = digest.hexdigest()[:16]
-    return found
-
-
-def fingerprint(checkpoint: Checkpoint) -> str:
-    """Identifies the weights of a checkpoint by its `tensor_digests`, whatever its sharding.
-
-    Returns:
-        `sha256:` and 64 hexadecimal digits.
-    """
-    text = "".join(f"{name} {digest}\n" for name, digest in tensor_digests(checkpoint).items())
-    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"

@@ -45,7 +45,7 @@ def describe_model(writer: GGUFWriter, source: Source, name: str, file_type: str
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_expert_feed_forward_length(config["intermediate_size"])
     writer.add_expert_count(config["num_local_experts"])
-    writer.add_expert_used_count(source.active_experts)
+    writer.add_expert_used_count(source.checkpoint.active_experts)
     writer.add_head_count(config["num_attention_heads"])
     writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_key_length(config["head_dim"])

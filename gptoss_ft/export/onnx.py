@@ -21,7 +21,7 @@ import psutil
 from tqdm import tqdm
 
 from gptoss_ft.checkpoint.companions import companion_files
-from gptoss_ft.checkpoint.headers import expected_shapes
+from gptoss_ft.checkpoint.shapes import expected_shapes
 from gptoss_ft.errors import ExportError, Problem
 from gptoss_ft.export.options import ExportOptions
 from gptoss_ft.export.source import (

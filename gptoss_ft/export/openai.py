@@ -129,7 +129,7 @@ def model_config(source: Source) -> dict[str, Any]:
     return {
         **{name: config[name] for name in copied},
         "num_experts": config["num_local_experts"],
-        "experts_per_token": source.active_experts,
+        "experts_per_token": source.checkpoint.active_experts,
         "swiglu_limit": config.get("swiglu_limit", 7.0),
         "initial_context_length": rope["original_max_position_embeddings"],
         "rope_theta": rope["rope_theta"],

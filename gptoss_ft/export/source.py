@@ -50,12 +50,6 @@ class Source:
         theta = scaling.get("rope_theta", self.config.get("rope_theta"))
         return {**scaling, "rope_theta": theta}
 
-    @property
-    def active_experts(self) -> int:
-        """Experts per token, from the current or the legacy key."""
-        config = self.config
-        return int(config.get("num_experts_per_tok") or config["experts_per_token"])
-
 
 def open_source(options: ExportOptions) -> tuple[Source | None, list[Problem]]:
     """Opens what the options name; the source is None when the checkpoint itself is unsound.

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from gptoss_ft.data.options import SourceOptions
 from gptoss_ft.data.rows import read_examples
@@ -16,8 +14,6 @@ from gptoss_ft.harmony.options import RenderOptions
 from gptoss_ft.harmony.render import Renderer
 from gptoss_ft.harmony.segments import IGNORE, Row
 from gptoss_ft.harmony.vocabulary import load_vocabulary
-from gptoss_ft.model.attention.documents import documents_of
-from gptoss_ft.model.causal_lm import WeightedGptOss
 
 MAX_TOKENS = 4096
 
@@ -45,38 +41,10 @@ class TokenRow:
         return self.ids[: self.scored[start] + 1]
 
 
-@dataclass(frozen=True)
-class Pack:
-    """Rows one after the other as one sequence, each seeing only itself.
-
-    Attributes:
-        first: index of the first row.
-        rows: the rows.
-    """
-
-    first: int
-    rows: tuple[TokenRow, ...]
-
-    @property
-    def numbers(self) -> torch.Tensor:
-        """Index of every token's row, int64 `[tokens]`."""
-        lengths = torch.tensor([len(row.ids) for row in self.rows])
-        return torch.arange(self.first, self.first + len(self.rows)).repeat_interleave(lengths)
-
-    @property
-    def scored(self) -> torch.Tensor:
-        """Scored positions in the sequence, int64."""
-        found, start = [], 0
-        for row in self.rows:
-            found += [start + position for position in row.scored]
-            start += len(row.ids)
-        return torch.tensor(found)
-
-
 def read_rows(
     model: Path, file: Path, count: int, render: RenderOptions | None = None
 ) -> list[TokenRow]:
-    """The first `count` rows of a data file in any format, rendered as for training.
+    """Reads the first `count` rows of a data file in any format, rendered as for training.
 
     Of a preference the chosen answer is taken; of a conversation that trains in several rows, the
     last one, which holds the longest history.
@@ -122,27 +90,3 @@ def _rendered(example: object, where: str, renderer: Renderer) -> Sequence[Row]:
         case Document():
             return renderer.render_document(example, MAX_TOKENS)
     return []
-
-
-def packs(rows: Sequence[TokenRow], tokens: int) -> Iterator[Pack]:
-    """Rows in order, as many at a time as fit into `tokens`, at least one."""
-    first, length = 0, 0
-    for index, row in enumerate(rows):
-        if index > first and length + len(row.ids) > tokens:
-            yield Pack(first, tuple(rows[first:index]))
-            first, length = index, 0
-        length += len(row.ids)
-    if first < len(rows):
-        yield Pack(first, tuple(rows[first:]))
-
-
-@torch.inference_mode()
-def hidden_states(model: WeightedGptOss, pack: Pack) -> torch.Tensor:
-    """What the head of the model sees, float32 `[tokens, hidden]`; each layer is read once."""
-    ids = torch.tensor([[token for row in pack.rows for token in row.ids]])
-    positions = torch.cat([torch.arange(len(row.ids)) for row in pack.rows])[None]
-    documents = documents_of(pack.numbers[None] - pack.first + 1)
-    masks = dict.fromkeys(("full_attention", "sliding_attention"), documents)
-    return model.model(
-        input_ids=ids, position_ids=positions, attention_mask=masks, use_cache=False
-    ).last_hidden_state[0]

@@ -25,13 +25,14 @@ from gptoss_ft.adapters.combine import Changes, Factors, read_factors, trained_v
 from gptoss_ft.checkpoint.headers import Checkpoint
 from gptoss_ft.errors import MergeError, Problem
 from gptoss_ft.files import whole_file, write_json
-from gptoss_ft.inference.token_rows import Pack, TokenRow, hidden_states, packs, read_rows
+from gptoss_ft.inference.hidden_states import Pack, hidden_states, packs
+from gptoss_ft.inference.token_rows import TokenRow, read_rows
 from gptoss_ft.inference.tuned import tuned_model
+from gptoss_ft.merge.values import CalibratedExpert
 from gptoss_ft.model.causal_lm import WeightedGptOss
 from gptoss_ft.model.experts.gate import Gate
 from gptoss_ft.mxfp4.codec import unpack
 from gptoss_ft.mxfp4.gptq import bias_correction, gptq
-from gptoss_ft.mxfp4.rounding import Rounded
 
 DONE = "calibration.json"
 FORMAT = 1
@@ -39,25 +40,6 @@ PACK_TOKENS = 4096
 # With 32 experts of which 4 are active, 2,048 inputs for each on average.
 TOKENS = 16_384
 HELD_OUT_EVERY = 8
-
-
-@dataclass(frozen=True)
-class CalibratedExpert:
-    """One expert matrix rounded against calibration inputs.
-
-    Attributes:
-        rounded: its blocks.
-        correction: float32 `[out]`, to be added to the bias.
-        error: sum of squares of the output's error on held-out inputs, bias in bfloat16.
-        effect: the same of what Δ itself does; rho is the root of the ratio.
-        rows: inputs that the rounding was fitted to. With none it is nearest rounding.
-    """
-
-    rounded: Rounded
-    correction: torch.Tensor
-    error: float
-    effect: float
-    rows: int
 
 
 @dataclass(frozen=True)
@@ -202,7 +184,7 @@ def round_expert(
 def calibrate(
     checkpoint: Checkpoint, changes: Changes, file: Path, rows: int, folder: Path
 ) -> Calibration:
-    """Runs the tuned model over calibration rows, or opens what an earlier run of it left.
+    """Runs the tuned model over calibration rows, or opens what an earlier run left.
 
     Args:
         checkpoint: the base, packed.
@@ -216,23 +198,34 @@ def calibrate(
         MergeError: too few rows to hold one out.
     """
     if not (folder / DONE).is_file():
-        used = _within(read_rows(checkpoint.path, file, rows), TOKENS)
-        if len(used) < HELD_OUT_EVERY:
-            raise MergeError(
-                Problem(
-                    f"calibration needs at least {HELD_OUT_EVERY} rows",
-                    f"calibration={file}",
-                    f"{len(used)} rows",
-                    "give more of the training data, or raise calibration_rows",
-                )
-            )
+        used = calibration_rows(checkpoint.path, file, rows)
         folder.mkdir(parents=True, exist_ok=True)
         _collect(tuned_model(checkpoint, changes), used, folder)
     return Calibration(checkpoint, changes, folder)
 
 
+def calibration_rows(model: Path, file: Path, count: int) -> list[TokenRow]:
+    """Reads the rows to calibrate on: the first `count`, no more of them than fill `TOKENS`.
+
+    Raises:
+        DataError: the file cannot be read or holds bad rows.
+        MergeError: too few rows to hold one out.
+    """
+    used = _within(read_rows(model, file, count), TOKENS)
+    if len(used) < HELD_OUT_EVERY:
+        raise MergeError(
+            Problem(
+                f"calibration needs at least {HELD_OUT_EVERY} rows",
+                f"calibration={file}",
+                f"{len(used)} rows",
+                "give more of the training data, or raise calibration_rows",
+            )
+        )
+    return used
+
+
 def _within(rows: Sequence[TokenRow], tokens: int) -> list[TokenRow]:
-    """The first rows that fit into a number of tokens."""
+    """Returns the first rows that fit into a number of tokens."""
     used: list[TokenRow] = []
     total = 0
     for row in rows:

@@ -9,25 +9,25 @@ from itertools import islice
 import torch
 
 from gptoss_ft.adapters.combine import Factors
-from gptoss_ft.merge.plan import Action, MergePlan, PlannedTensor
+from gptoss_ft.merge.planned import MergeAction, MergePlan, PlannedTensor
 from gptoss_ft.merge.statistics import Tally
-from gptoss_ft.merge.values import Rounder, Workbench, parts
+from gptoss_ft.merge.values import CalibratedExpert, Rounder, Workbench, parts
 from gptoss_ft.mxfp4.codec import BLOCK_SIZE
 
 
-def speeds(plan: MergePlan) -> dict[Action, float]:
+def speeds(plan: MergePlan) -> dict[MergeAction, float]:
     """Bytes of output per CPU second for every action of a plan, hashing included.
 
     Reads and computes two parts of the largest tensor of each action and writes nothing; the
     second part counts, where there is one, because the first pays for what is done once. The pass
     over the calibration rows that `gptq` begins with is not in it.
     """
-    samples: dict[Action, PlannedTensor] = {}
+    samples: dict[MergeAction, PlannedTensor] = {}
     for tensor in plan.tensors:
         largest = samples.setdefault(tensor.action, tensor)
         if tensor.nbytes > largest.nbytes:
             samples[tensor.action] = tensor
-    corrected = samples.get(Action.CORRECT)
+    corrected = samples.get(MergeAction.CORRECT)
     bench = Workbench(plan.options.statistics)
     if corrected is not None:
         bench.rounder = _sample_rounder(plan)
@@ -37,12 +37,10 @@ def speeds(plan: MergePlan) -> dict[Action, float]:
 
 def _sample_rounder(plan: MergePlan) -> Rounder:
     """Rounds experts against noise, as many rows as an expert sees on average."""
-    from gptoss_ft.merge.calibrate import TOKENS, CalibratedExpert, round_expert
+    from gptoss_ft.merge.calibrate import TOKENS, round_expert  # the model and the renderer
 
     config = plan.checkpoint.config
-    legacy = "num_experts_per_tok" not in config
-    active = config["experts_per_token" if legacy else "num_experts_per_tok"]
-    count = TOKENS * active // config["num_local_experts"]
+    count = TOKENS * plan.checkpoint.active_experts // config["num_local_experts"]
 
     class Noise:
         def round(

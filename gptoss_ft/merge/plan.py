@@ -1,4 +1,4 @@
-"""What a merge will do, decided and checked from headers before a byte is written.
+"""Plans a merge, and checks it, from headers before a byte is written.
 
 Targets:
 
@@ -11,11 +11,8 @@ Targets:
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -24,150 +21,17 @@ import torch
 import gptoss_ft
 from gptoss_ft.adapters.check import check_adapter
 from gptoss_ft.adapters.combine import Changes, TrainedValue, combine
-from gptoss_ft.adapters.files import (
-    ADAPTER_WEIGHTS,
-    Adapter,
-    LoraFactors,
-    base_names,
-    open_adapter,
-)
+from gptoss_ft.adapters.files import Adapter, LoraFactors, base_names, open_adapter
 from gptoss_ft.checkpoint.destination import free_bytes
-from gptoss_ft.checkpoint.headers import (
-    DTYPES,
-    Checkpoint,
-    TensorInfo,
-    expected_shapes,
-    fingerprint,
-    open_checkpoint,
-)
+from gptoss_ft.checkpoint.digests import fingerprint
+from gptoss_ft.checkpoint.headers import DTYPES, Checkpoint, open_checkpoint
+from gptoss_ft.checkpoint.shapes import expected_shapes
 from gptoss_ft.errors import GptOssFtError, MergeError, Problem
 from gptoss_ft.files import sha256_file
 from gptoss_ft.merge import check
-from gptoss_ft.merge.expert_adapter import FOLDER, ExpertAdapter, plan_expert_adapter
+from gptoss_ft.merge.expert_adapter import plan_expert_adapter
 from gptoss_ft.merge.options import MergeOptions
-
-
-class Action(StrEnum):
-    """How an output tensor comes about."""
-
-    COPY = "copy"  # the bytes of the base
-    ADD = "add"  # base + what the adapters add, rounded to bfloat16
-    REPLACE = "replace"  # the trained values, rounded to bfloat16
-    DEQUANTIZE = "dequantize"  # MXFP4 experts as bfloat16, exact
-    DEQUANTIZE_ADD = "dequantize_add"  # MXFP4 experts + scaling * B @ A, rounded to bfloat16
-    NEAREST = "nearest"  # MXFP4 experts + scaling * B @ A, each value rounded on the base's scales
-    GPTQ = "gptq"  # the same, errors compensated for calibration rows
-    CORRECT = "correct"  # bias of experts rounded by gptq, with what makes up for their mean error
-    FACTOR = "factor"  # a factor of the separate adapter of the experts
-
-
-@dataclass(frozen=True)
-class PlannedTensor:
-    """One tensor of the output.
-
-    Attributes:
-        name: name in the output.
-        action: how it is made.
-        dtype: as safetensors calls it.
-        shape: as written.
-        base: headers of the base tensors it is made from: one, or blocks and scales; none for a
-            `FACTOR`.
-        updates: low-rank updates that go into it, one of each adapter that has one.
-        trained: fully trained values that go into it.
-        factor: `A` or `B` for a `FACTOR`, which takes this half of each update.
-    """
-
-    name: str
-    action: Action
-    dtype: str
-    shape: tuple[int, ...]
-    base: tuple[TensorInfo, ...]
-    updates: tuple[LoraFactors, ...] = ()
-    trained: tuple[TrainedValue, ...] = ()
-    factor: str = ""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in the output."""
-        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
-
-    @property
-    def unit(self) -> str:
-        """Tensors of one unit stand in one shard: blocks, scales and biases of a projection."""
-        return re.sub(r"(\.experts\.\w+_proj)_(blocks|scales|bias)$", r"\1", self.name)
-
-
-@dataclass(frozen=True)
-class PlannedShard:
-    """One safetensors file of the output, its tensors in the order of their offsets."""
-
-    file: str
-    tensors: tuple[PlannedTensor, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its tensors."""
-        return sum(tensor.nbytes for tensor in self.tensors)
-
-
-@dataclass(frozen=True)
-class MergePlan:
-    """A merge that has been checked and can be written.
-
-    Attributes:
-        options: what was asked for, `experts` being filled in.
-        checkpoint: the base.
-        adapters: the adapters, in the order of their weights.
-        changes: what the adapters do together, with their weights.
-        base_fingerprint: of the base.
-        inputs: what determines every byte of the output, for the journal and the manifest.
-        shards: the model's files, in the order in which they are written.
-        expert_adapter: the separate adapter of the experts, with `experts=adapter`.
-        free_bytes: free space on the disk of `options.out`.
-    """
-
-    options: MergeOptions
-    checkpoint: Checkpoint = field(repr=False)
-    adapters: tuple[Adapter, ...] = field(repr=False)
-    changes: Changes = field(repr=False)
-    base_fingerprint: str
-    inputs: dict[str, Any] = field(repr=False)
-    shards: tuple[PlannedShard, ...] = field(repr=False)
-    expert_adapter: ExpertAdapter | None = field(repr=False)
-    free_bytes: int
-
-    @property
-    def files(self) -> tuple[PlannedShard, ...]:
-        """Every safetensors file: the model's, and the separate adapter's."""
-        if self.expert_adapter is None:
-            return self.shards
-        factors = tuple(
-            PlannedTensor(
-                *(item.name, Action.FACTOR, item.dtype, item.shape, (), item.parts),
-                factor=item.factor,
-            )
-            for item in self.expert_adapter.factors
-        )
-        return (*self.shards, PlannedShard(f"{FOLDER}/{ADAPTER_WEIGHTS}", factors))
-
-    @property
-    def tensors(self) -> Iterator[PlannedTensor]:
-        """All output tensors, file by file."""
-        return (tensor for shard in self.files for tensor in shard.tensors)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all output tensors."""
-        return sum(shard.nbytes for shard in self.files)
-
-    def totals(self) -> dict[str, dict[str, int]]:
-        """`{action: {"tensors": count, "bytes": bytes}}` for the actions that occur."""
-        totals: dict[str, dict[str, int]] = {}
-        for action in Action:
-            sizes = [tensor.nbytes for tensor in self.tensors if tensor.action is action]
-            if sizes:
-                totals[action.value] = {"tensors": len(sizes), "bytes": sum(sizes)}
-        return totals
+from gptoss_ft.merge.planned import MergeAction, MergePlan, PlannedShard, PlannedTensor
 
 
 def plan_merge(options: MergeOptions) -> MergePlan:
@@ -216,7 +80,7 @@ def plan_merge(options: MergeOptions) -> MergePlan:
 def _inputs(
     options: MergeOptions, adapters: tuple[Adapter, ...], base_fingerprint: str
 ) -> dict[str, Any]:
-    """Everything that the bytes of the output depend on, as JSON values."""
+    """Returns everything that the bytes of the output depend on, as JSON values."""
     return {
         "tool": f"gptoss-ft {gptoss_ft.__version__}, torch {torch.__version__}",
         "base": base_fingerprint,
@@ -236,7 +100,7 @@ def _inputs(
 def _open(
     options: MergeOptions, problems: list[Problem]
 ) -> tuple[Checkpoint | None, tuple[Adapter, ...]]:
-    """Base and adapters, checked against each other; what is wrong is added to `problems`."""
+    """Opens base and adapters, checks that they fit, and adds what is wrong to `problems`."""
     checkpoint, adapters = None, []
     if options.base:
         try:
@@ -257,7 +121,7 @@ def _open(
 def _plan_tensors(
     checkpoint: Checkpoint, changes: Changes, options: MergeOptions
 ) -> Iterator[PlannedTensor]:
-    """Every output tensor of the model, layer by layer."""
+    """Yields every output tensor of the model's own files, layer by layer."""
     updates = {
         base_names(stem, checkpoint)[0]: parts
         for stem, parts in changes.updates.items()
@@ -275,11 +139,11 @@ def _plan_tensors(
             continue  # goes into the tensor of its blocks
         action = _action(name, options, **arguments)
         if part == "bias" and options.experts == "gptq" and stem in rounded:
-            action = Action.CORRECT
-        if action in (Action.DEQUANTIZE, Action.DEQUANTIZE_ADD):
+            action = MergeAction.CORRECT
+        if action in (MergeAction.DEQUANTIZE, MergeAction.DEQUANTIZE_ADD):
             sources = (info, checkpoint.tensors[f"{stem}_scales"])
             yield PlannedTensor(stem, action, "BF16", dense_shapes[stem], sources, **arguments)
-        elif action in (Action.NEAREST, Action.GPTQ):
+        elif action in (MergeAction.NEAREST, MergeAction.GPTQ):
             sources = (info, checkpoint.tensors[f"{stem}_scales"])
             yield PlannedTensor(name, action, info.dtype, info.shape, sources, **arguments)
         else:
@@ -291,18 +155,18 @@ def _action(
     options: MergeOptions,
     updates: tuple[LoraFactors, ...],
     trained: tuple[TrainedValue, ...],
-) -> Action:
+) -> MergeAction:
     if name.endswith("_blocks"):
         if options.to == "bf16":
-            return Action.DEQUANTIZE_ADD if updates else Action.DEQUANTIZE
-        return Action(options.experts) if updates else Action.COPY
+            return MergeAction.DEQUANTIZE_ADD if updates else MergeAction.DEQUANTIZE
+        return MergeAction(options.experts) if updates else MergeAction.COPY
     if not updates and len(trained) == 1 and trained[0].weight == 1:
-        return Action.REPLACE
-    return Action.ADD if updates or trained else Action.COPY
+        return MergeAction.REPLACE
+    return MergeAction.ADD if updates or trained else MergeAction.COPY
 
 
 def _place(name: str) -> tuple[int, str]:
-    """Sorts names layer by layer, the embedding before them, final norm and head after them."""
+    """Returns a key that sorts the embedding first, then layer by layer, then norm and head."""
     layer = re.match(r"model\.layers\.(\d+)\.", name)
     if layer:
         return int(layer[1]), name
@@ -330,7 +194,7 @@ def _plan_shards(tensors: list[PlannedTensor], max_bytes: int) -> tuple[PlannedS
         size += nbytes
 
     def offset_order(tensor: PlannedTensor) -> tuple[bool, int]:
-        return tensor.action is Action.CORRECT, -DTYPES[tensor.dtype].itemsize
+        return tensor.action is MergeAction.CORRECT, -DTYPES[tensor.dtype].itemsize
 
     return tuple(
         PlannedShard(

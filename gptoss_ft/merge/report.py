@@ -7,14 +7,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gptoss_ft.errors import Problem
 from gptoss_ft.files import whole_file, write_json
+from gptoss_ft.merge.planned import MergeAction, MergePlan
 from gptoss_ft.merge.statistics import TensorStatistics
-
-if TYPE_CHECKING:
-    from gptoss_ft.merge.plan import Action, MergePlan
 
 REPORT_NAME = "merge_report.json"
 TABLE_NAME = "merge_report.txt"
@@ -61,7 +59,7 @@ def _totals(plan: MergePlan) -> Iterator[tuple[str, dict[str, int]]]:
     yield "all", {"tensors": sum(1 for _ in plan.tensors), "bytes": plan.nbytes}
 
 
-def tensor_lines(plan: MergePlan, speeds: dict[Action, float]) -> list[str]:
+def tensor_lines(plan: MergePlan, speeds: dict[MergeAction, float]) -> list[str]:
     """The plan tensor by tensor: what happens, how large the result is, how long it takes.
 
     Args:

@@ -21,7 +21,8 @@ from gptoss_ft.checkpoint.companions import (
     companion_files,
     copy_companion_files,
 )
-from gptoss_ft.checkpoint.headers import INDEX_NAME, fingerprint, open_checkpoint
+from gptoss_ft.checkpoint.digests import fingerprint
+from gptoss_ft.checkpoint.headers import INDEX_NAME, open_checkpoint
 from gptoss_ft.errors import MergeError, Problem
 from gptoss_ft.files import remove_leftovers, sha256_file, write_json
 from gptoss_ft.merge.expert_adapter import FOLDER
@@ -33,9 +34,9 @@ from gptoss_ft.merge.journal import (
     locked,
     open_journal,
 )
-from gptoss_ft.merge.plan import Action, MergePlan
+from gptoss_ft.merge.planned import MergeAction, MergePlan
 from gptoss_ft.merge.report import REPORT_NAME, TABLE_NAME, rho_problems, write_report
-from gptoss_ft.merge.shard import write_shard
+from gptoss_ft.merge.shard_writer import write_shard
 from gptoss_ft.merge.statistics import TensorStatistics
 from gptoss_ft.merge.values import Rounder, Workbench
 
@@ -139,7 +140,7 @@ def _write_tensors(plan: MergePlan, journal: Journal) -> None:
 def _rounder(plan: MergePlan, journal: Journal) -> Rounder | None:
     """Calibration for the files that are still to be rounded; kept on the disk until the end."""
     missing = [shard for shard in plan.files if shard.file not in journal.shards]
-    if not any(tensor.action is Action.GPTQ for shard in missing for tensor in shard.tensors):
+    if not any(tensor.action is MergeAction.GPTQ for shard in missing for tensor in shard.tensors):
         return None
     from gptoss_ft.merge.calibrate import calibrate  # the model and all that it needs
 

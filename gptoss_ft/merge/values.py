@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 
@@ -16,16 +16,32 @@ from gptoss_ft.adapters.combine import Factors, read_factors, trained_value
 from gptoss_ft.adapters.files import is_expert_stem
 from gptoss_ft.checkpoint.slices import experts, row_parts
 from gptoss_ft.merge.expert_adapter import joined_factor
-from gptoss_ft.merge.plan import Action, PlannedTensor
+from gptoss_ft.merge.planned import MergeAction, PlannedTensor
 from gptoss_ft.merge.statistics import Tally
 from gptoss_ft.mxfp4.codec import unpack
-from gptoss_ft.mxfp4.rounding import nearest
-
-if TYPE_CHECKING:
-    from gptoss_ft.merge.calibrate import CalibratedExpert
+from gptoss_ft.mxfp4.rounding import Rounded, nearest
 
 CACHE_LINE = 32  # bfloat16 values: transposed tiles should fill whole lines
 TILE_BYTES = 1 << 20  # of float32: what stays in the cache from the product to the last sum
+
+
+@dataclass(frozen=True)
+class CalibratedExpert:
+    """One expert matrix rounded against calibration inputs.
+
+    Attributes:
+        rounded: its blocks.
+        correction: float32 `[out]`, to be added to the bias.
+        error: sum of squares of the output's error on held-out inputs, bias in bfloat16.
+        effect: the same of what Δ itself does; rho is the root of the ratio.
+        rows: inputs that the rounding was fitted to. With none it is nearest rounding.
+    """
+
+    rounded: Rounded
+    correction: torch.Tensor
+    error: float
+    effect: float
+    rows: int
 
 
 class Rounder(Protocol):
@@ -57,19 +73,19 @@ def parts(tensor: PlannedTensor, bench: Workbench, tally: Tally) -> Iterator[tor
     Each part is valid until the next one is asked for.
     """
     match tensor.action:
-        case Action.COPY:
+        case MergeAction.COPY:
             return row_parts(tensor.base[0])
-        case Action.FACTOR:
+        case MergeAction.FACTOR:
             return iter([joined_factor(tensor.factor, tensor.updates)])
-        case Action.DEQUANTIZE:
+        case MergeAction.DEQUANTIZE:
             return _dequantized(tensor)
-        case Action.DEQUANTIZE_ADD:
+        case MergeAction.DEQUANTIZE_ADD:
             return _dequantized_added(tensor, bench, tally)
-        case Action.NEAREST:
+        case MergeAction.NEAREST:
             return _nearest(tensor, bench, tally)
-        case Action.GPTQ:
+        case MergeAction.GPTQ:
             return _calibrated(tensor, bench, tally)
-        case Action.CORRECT:
+        case MergeAction.CORRECT:
             return _whole(tensor, bench, tally, bench.corrections.pop(tensor.unit))
     if tensor.trained:
         return _whole(tensor, bench, tally)

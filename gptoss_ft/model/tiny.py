@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from gptoss_ft.checkpoint.headers import INDEX_NAME, expected_shapes
+from gptoss_ft.checkpoint.headers import INDEX_NAME
+from gptoss_ft.checkpoint.shapes import expected_shapes
 from gptoss_ft.errors import ConfigError, Problem
 from gptoss_ft.files import is_empty, whole_folder, write_json
 from gptoss_ft.harmony.vocabulary import write_tokenizer_files

@@ -30,7 +30,8 @@ from gptoss_ft.adapters.model import (
     load_adapter,
 )
 from gptoss_ft.adapters.start import adapter_fingerprint, continued, described, open_start
-from gptoss_ft.checkpoint.headers import Checkpoint, fingerprint, open_checkpoint, tensor_digests
+from gptoss_ft.checkpoint.digests import fingerprint, tensor_digests
+from gptoss_ft.checkpoint.headers import Checkpoint, open_checkpoint
 from gptoss_ft.checkpoint.locate import locate_checkpoint
 from gptoss_ft.data.dataset import check_data
 from gptoss_ft.errors import ConfigError, Problem, gather

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from gptoss_ft.inference.token_rows import TokenRow, hidden_states, packs
+from gptoss_ft.inference.hidden_states import hidden_states, packs
+from gptoss_ft.inference.token_rows import TokenRow
 from gptoss_ft.model.causal_lm import WeightedGptOss
 
 PACK_TOKENS = 4096

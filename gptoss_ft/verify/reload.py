@@ -11,8 +11,10 @@ import torch
 from transformers import GptOssConfig, GptOssForCausalLM
 from transformers.utils.quantization_config import Mxfp4Config
 
-from gptoss_ft.checkpoint.headers import Checkpoint, expected_shapes
-from gptoss_ft.inference.token_rows import Pack, TokenRow, hidden_states
+from gptoss_ft.checkpoint.headers import Checkpoint
+from gptoss_ft.checkpoint.shapes import expected_shapes
+from gptoss_ft.inference.hidden_states import Pack, hidden_states
+from gptoss_ft.inference.token_rows import TokenRow
 from gptoss_ft.model.causal_lm import WeightedGptOss
 from gptoss_ft.model.mapped import load_mapped
 

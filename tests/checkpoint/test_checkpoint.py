@@ -12,13 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gptoss_ft.checkpoint.headers import (
-    INDEX_NAME,
-    Checkpoint,
-    fingerprint,
-    open_checkpoint,
-    read_header,
-)
+from gptoss_ft.checkpoint.digests import fingerprint
+from gptoss_ft.checkpoint.headers import INDEX_NAME, Checkpoint, open_checkpoint, read_header
 from gptoss_ft.errors import CheckpointError
 from gptoss_ft.model.tiny import TinyOptions, write_tiny
 

@@ -14,7 +14,8 @@ from stock import load_tensors, write_stock_adapter, write_trained_tensors
 from gptoss_ft.checkpoint.headers import open_checkpoint
 from gptoss_ft.errors import MergeError
 from gptoss_ft.merge.options import MergeOptions
-from gptoss_ft.merge.plan import MergePlan, plan_merge
+from gptoss_ft.merge.plan import plan_merge
+from gptoss_ft.merge.planned import MergePlan
 from gptoss_ft.merge.stream import merge
 from gptoss_ft.model.tiny import TinyOptions, write_tiny
 

@@ -13,8 +13,8 @@ import torch
 from peft import PeftModel
 from small_trainer import settings_for
 from stock import load_stock
-from transformers import AutoTokenizer
-from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
+from trainers import DPOOnIds, pair_trainer_on, tokenizer_of
+from trl import DPOConfig, KTOConfig, KTOTrainer
 
 from gptoss_ft.adapters.model import AdaptedModel
 from gptoss_ft.data.collate_pairs import PairCollator, RatedCollator
@@ -33,16 +33,6 @@ def preference_base(factory: pytest.TempPathFactory) -> Path:
         sizes = TinyOptions(layers=2, hidden_size=64, intermediate_size=64, heads=2, kv_heads=1)
         write_tiny(out, sizes)
     return out
-
-
-@cache
-def _tokenizer(base: str) -> Any:
-    return AutoTokenizer.from_pretrained(base)
-
-
-def tokenizer_of(model: Any) -> Any:
-    """The tokenizer beside a model with an adapter, read once."""
-    return _tokenizer(model.get_base_model().config.name_or_path)
 
 
 def pair_rows(count: int, seed: int = 0, longest_prompt: int = 12) -> list[Row]:
@@ -116,16 +106,8 @@ def pair_trainer(
     **settings: Any,
 ) -> Any:
     """One of our trainers on pairs."""
-    dataset = datasets.Dataset.from_list(rows)
-    return kind(
-        model=model,
-        args=DPOConfig(**preference_settings(out, **settings)),
-        train_dataset=dataset,
-        eval_dataset=dataset,
-        processing_class=tokenizer_of(model),
-        data_collator=collator or PairCollator(),
-        **(more or {}),
-    )
+    arguments = DPOConfig(**preference_settings(out, **settings))
+    return pair_trainer_on(kind, model, rows, arguments, collator, **(more or {}))
 
 
 def dpo_trainer(model: AdaptedModel, rows: list[Row], out: Path, **more: Any) -> PairDPOTrainer:
@@ -147,19 +129,16 @@ def kto_trainer(
     )
 
 
-class StockDPO(DPOTrainer):
-    """TRL's own on ids that are there already, with the base as its reference."""
+class StockDPO(DPOOnIds):
+    """TRL's own with the base as its reference."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.model.delete_adapter("ref")  # a copy of the adapter at its start
 
-    def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
-        return dataset
-
 
 class StockKTO(KTOTrainer):
-    """The same for KTO."""
+    """TRL's own on ids that are there already, with the base as its reference."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -6,27 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from models import load_stock
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import GptOssForCausalLM, Mxfp4Config
+from transformers import GptOssForCausalLM
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 TOKENS = 320  # more than two sliding windows
-
-
-def load_stock(path: Path, dtype: torch.dtype = torch.float32) -> GptOssForCausalLM:
-    """A checkpoint in stock transformers, dequantised; no key may be missing or unexpected."""
-    packed = any("_blocks" in name for name in load_tensors(path))
-    model, report = GptOssForCausalLM.from_pretrained(
-        path,
-        dtype=dtype,
-        attn_implementation="eager",
-        output_loading_info=True,
-        **({"quantization_config": Mxfp4Config(dequantize=True)} if packed else {}),
-    )
-    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    return model.eval()
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:

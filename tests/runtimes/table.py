@@ -1,6 +1,8 @@
 """Runs exports of the demo's tuned models in their runtimes and compares with transformers.
 
-    PYTHONPATH=tests python -m runtimes.table [onnx=false] [vllm=true] [demo=DIR] [work=DIR]
+    python -m runtimes.table [onnx=false] [vllm=true] [demo=DIR] [work=DIR]
+
+The target `runtimes` of the Makefile says what must be on the path.
 
 Every export is made by the command that a user would give. Each runtime answers the same prompts,
 in a process and an environment of its own; the reference is stock transformers in float32. Prints

@@ -18,12 +18,12 @@ from small_preferences import (
     preference_settings,
     stock_adapted,
     stock_logps,
-    tokenizer_of,
     trained,
     with_reference,
 )
 from small_trainer import adapted
 from stock import load_stock
+from trainers import tokenizer_of
 from trl import DPOConfig
 
 from gptoss_ft.adapters.trained import trained_layers

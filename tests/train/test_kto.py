@@ -16,11 +16,11 @@ from small_preferences import (
     preference_settings,
     rated_rows,
     stock_adapted,
-    tokenizer_of,
     trained,
     with_rated_reference,
 )
 from small_trainer import adapted
+from trainers import tokenizer_of
 from trl import KTOConfig
 
 METRICS = (
@@ -48,7 +48,7 @@ def test_steps_equal_trls_on_the_stock_model(base: Path, tmp_path: Path, loss_ty
         "beta": 0.5,
         "desirable_weight": 1.3,
     }
-    model = adapted(base)
+    model = adapted(base, seed=5)  # its mean KL estimate is above 0, where TRL cuts it off
     model.save_pretrained(str(tmp_path / "start"))
     start = trained(model)
     ours = kto_trainer(model, with_rated_reference(model, rows), tmp_path / "ours", **common)

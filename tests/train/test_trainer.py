@@ -9,8 +9,9 @@ import datasets
 import pytest
 import torch
 from peft import PeftModel
-from small_trainer import adapted, settings_for, tokenizer_in, trainer_on
+from small_trainer import adapted, settings_for, trainer_on
 from stock import load_stock
+from trainers import tokenizer_of
 from trl import SFTConfig, SFTTrainer
 
 from gptoss_ft.checkpoint.headers import open_checkpoint
@@ -81,7 +82,7 @@ def test_three_steps_equal_trls_trainer_on_the_stock_model(base: Path, tmp_path:
             **settings_for(tmp_path / "theirs", **settings), remove_unused_columns=False
         ),
         train_dataset=rows,
-        processing_class=tokenizer_in(tmp_path / "ours"),
+        processing_class=tokenizer_of(stock),
         data_collator=_stock_collator,
     )
     theirs.train()

@@ -28,9 +28,12 @@ from gptoss_ft.merge.stream import merge
 from gptoss_ft.model.mapped import load_mapped
 from gptoss_ft.model.tiny import write_tiny
 from gptoss_ft.verify import reload as reload_module
-from gptoss_ft.verify.command import VerifyOptions, lines, run_verify, verify
+from gptoss_ft.verify.command import run_verify
+from gptoss_ft.verify.measure import verify
+from gptoss_ft.verify.options import VerifyOptions
 from gptoss_ft.verify.reload import reload
 from gptoss_ft.verify.spot import spot_check
+from gptoss_ft.verify.table import lines
 
 ROWS = 2
 TARGETS = {

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from gptoss_ft.checkpoint.shards import safetensors_header, write_all
 from gptoss_ft.files import whole_file
 from gptoss_ft.merge.journal import FinishedShard
-from gptoss_ft.merge.plan import PlannedShard
+from gptoss_ft.merge.planned import PlannedShard
 from gptoss_ft.merge.statistics import Tally
 from gptoss_ft.merge.values import Workbench, parts
 
