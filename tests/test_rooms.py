@@ -21,9 +21,10 @@ from house import (
 REPOSITORY = Path(__file__).parents[1]
 HOUSE = House(
     layers=(
-        ("cli", "api"),
+        ("api",),
+        ("cli",),
+        ("arguments", "help", "config"),
         ("commands",),
-        ("config",),
         ("train", "preview", "merge", "verify", "export", "generate", "gpu_check"),
         ("inference",),
         ("adapters",),
@@ -32,7 +33,7 @@ HOUSE = House(
     ),
     branch=("data", "harmony"),
     branch_below="inference",
-    shared=("context", "validation", "documents", "files", "errors"),
+    shared=("context", "schema", "validation", "resources", "documents", "files", "errors"),
     exceptions=(("gptoss_ft.model.tiny", "harmony"),),  # the tiny model's tokenizer files
 )
 LINES = 400
