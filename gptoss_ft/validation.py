@@ -53,9 +53,14 @@ class Range:
     def __str__(self) -> str:
         if self.least is not None and self.most is not None:
             return f"between {self.least:g} and {self.most:g}"
-        parts = {"at least": self.least, "at most": self.most}
-        parts |= {"above": self.above, "below": self.below}
-        return " and ".join(f"{word} {bound:g}" for word, bound in parts.items() if bound is not None)
+        bounds = {
+            "at least": self.least,
+            "at most": self.most,
+            "above": self.above,
+            "below": self.below,
+        }
+        given = {word: bound for word, bound in bounds.items() if bound is not None}
+        return " and ".join(f"{word} {bound:g}" for word, bound in given.items())
 
 
 def text(default: str = "") -> Any:
@@ -69,7 +74,7 @@ def path(default: Any = "") -> Any:
 
 
 def choice(default: str, choices: Iterable[str]) -> Any:
-    """Declares a setting that takes one of `choices`; an empty one stands for none of the others."""
+    """Declares a setting that takes one of `choices`, of which one may be empty."""
     return field(default=default, metadata={CHOICES: tuple(choices)})
 
 
