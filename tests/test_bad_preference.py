@@ -11,6 +11,7 @@ from preference_runs import write_base, write_pairs
 
 from gptoss_ft.cli import run
 from gptoss_ft.data.options import DataOptions
+from gptoss_ft.train.options import ModelOptions, TrainOptions
 from gptoss_ft.train.preference_options import PreferenceOptions, preference_problems
 
 
@@ -100,7 +101,7 @@ def test_one_recipe_and_one_adapter(
 BAD = [
     ("dpp", {}, {}, ["did you mean dpo?"]),
     ("dpo", {"beta": -0.1}, {}, ["must be above 0"]),
-    ("dpo", {"beta": "a"}, {}, ["must be above 0"]),
+    ("dpo", {"beta": "a"}, {}, ["must be a number"]),
     ("dpo", {"loss_type": []}, {}, ["no loss"]),
     ("dpo", {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0]}, {}, ["each of"]),
     ("dpo", {"loss_weights": [-1.0]}, {}, ["at least 0"]),
@@ -128,8 +129,11 @@ BAD = [
 def test_contradictions_of_a_method(
     method: str, trainer: dict[str, Any], settings: dict[str, Any], words: list[str]
 ) -> None:
-    data = DataOptions("x", packing=False)
-    (problem,) = preference_problems(PreferenceOptions(method, **settings), data, trainer)
+    data, preference = DataOptions("x", packing=False), PreferenceOptions(method, **settings)
+    options = TrainOptions(
+        "run", model=ModelOptions("base"), data=data, preference=preference, trainer=trainer
+    )
+    (problem,) = options.problems()
     assert all(word in str(problem) for word in words), problem
     assert problem.where.startswith(("trainer.", "preference."))
 

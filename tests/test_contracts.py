@@ -9,7 +9,6 @@ import importlib.metadata
 import inspect
 import re
 import tomllib
-from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,12 +24,11 @@ from transformers import EarlyStoppingCallback, GptOssConfig, Trainer, TrainerSt
 from transformers.masking_utils import causal_mask_function, eager_mask
 from transformers.models.gpt_oss import modeling_gpt_oss
 from transformers.quantizers.base import HfQuantizer
-from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
+from trl import DPOTrainer, KTOTrainer, SFTTrainer
 
 from gptoss_ft.model.causal_lm import WeightedGptOss
 from gptoss_ft.model.experts.products import grouped_mm
-from gptoss_ft.train.preference_options import DPO_LOSSES, KTO_LOSSES, PREFERENCE_DECIDED
-from gptoss_ft.train.settings import DECIDED
+from gptoss_ft.train.preference_options import DPO_LOSSES, KTO_LOSSES
 from gptoss_ft.train.trainers.sft import WeightedSFTTrainer
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
@@ -183,13 +181,6 @@ def test_preference_trainers_call_the_model_as_we_answer(trainer: type) -> None:
     assert added in inspect.getsource(trainer.__init__), (
         f"{trainer.__name__} no longer copies the adapter; trainers/means.py deletes the copy"
     )
-
-
-def test_settings_that_a_run_decides_exist() -> None:
-    known = {name for name in vars(SFTConfig("x", use_cpu=True, bf16=False))}
-    assert set(DECIDED) <= known, "remove what TRL no longer has"
-    of_pairs = {item.name for config in (DPOConfig, KTOConfig) for item in fields(config)}
-    assert set(PREFERENCE_DECIDED) <= known | of_pairs, "remove what TRL no longer has"
 
 
 def test_the_losses_that_options_name_are_those_of_trl() -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from trl import SFTConfig
-
 from gptoss_ft.adapters.options import AdapterOptions
 from gptoss_ft.data.options import DataOptions
-from gptoss_ft.errors import Problem
+from gptoss_ft.errors import ConfigError, Problem
 from gptoss_ft.model.tiny import TinyOptions
+from gptoss_ft.train.methods import method_named
 from gptoss_ft.train.preference_options import PreferenceOptions, preference_problems
 from gptoss_ft.train.settings import checkpoints_activations, trainer_problems
 
@@ -147,7 +146,12 @@ class TrainOptions:
         return found
 
     def _method_problems(self) -> list[Problem]:
-        """Settings that the method does not take, or not like this."""
+        """Lists settings that the method does not take, or not like this."""
         if self.preference is None:
-            return trainer_problems(self.trainer, SFTConfig)
-        return preference_problems(self.preference, self.data, self.trainer)
+            return trainer_problems(self, method_named("sft"))
+        found = preference_problems(self.preference, self.data, self.trainer)
+        try:
+            method = method_named(self.preference.method)
+        except ConfigError:
+            return found  # an unknown method is among them
+        return trainer_problems(self, method) + found

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, Trainer, set_seed
-from trl import DPOConfig, KTOConfig
+from trl import KTOConfig
 
 from gptoss_ft.adapters.files import Adapter
 from gptoss_ft.checkpoint.headers import Checkpoint
@@ -15,10 +15,12 @@ from gptoss_ft.data.collate_pairs import PairCollator, RatedCollator
 from gptoss_ft.data.options import cache_folder
 from gptoss_ft.data.preferences import Groups, PreferenceData, prepare_pairs, prepare_ratings
 from gptoss_ft.harmony.vocabulary import load_vocabulary
+from gptoss_ft.train.methods import method_named
 from gptoss_ft.train.options import TrainOptions
 from gptoss_ft.train.preference_options import PreferenceOptions, estimates_divergence
 from gptoss_ft.train.reference import Reference, training_rows
 from gptoss_ft.train.run import RunFolder, open_run
+from gptoss_ft.train.settings import configure
 from gptoss_ft.train.steps import (
     Say,
     build_model,
@@ -27,8 +29,6 @@ from gptoss_ft.train.steps import (
     run_manifest,
     run_trainer,
     say_parameters,
-    trainer_settings,
-    trl_configuration,
 )
 from gptoss_ft.train.trainers.dpo import PairDPOTrainer
 from gptoss_ft.train.trainers.kto import RatedKTOTrainer
@@ -55,7 +55,8 @@ def train_preference(options: TrainOptions, config_yaml: str, say: Say = print) 
     """
     preference = options.preference or PreferenceOptions()
     folder = RunFolder(Path(options.output) / options.name)
-    configuration = trainer_arguments(options, preference, folder)
+    method = method_named(preference.method)
+    configuration = configure(options, method, folder.checkpoints)
     options, checkpoint, adapter = find_base(options, folder, say)
     data = prepare_data(options, preference, checkpoint)
     for line in [*data.summary.lines(), *_imbalance(data, options.trainer)]:
@@ -135,22 +136,6 @@ def _reference(
         shared_prompt=preference.shared_prompt,
         tokens_at_once=options.data.max_length,
     )
-
-
-def trainer_arguments(
-    options: TrainOptions, preference: PreferenceOptions, folder: RunFolder
-) -> DPOConfig | KTOConfig:
-    """TRL's configuration of the method: the user's settings over ours, a run's over both.
-
-    Raises:
-        ConfigError: a value that TRL refuses.
-    """
-    settings = trainer_settings(options, folder) | {"precompute_ref_log_probs": False}
-    if not preference.is_rated:
-        return trl_configuration(DPOConfig, {**settings, "padding_free": False})
-    if estimates_divergence(options.trainer):
-        settings["train_sampling_strategy"] = "sequential"
-    return trl_configuration(KTOConfig, settings)
 
 
 def build_trainer(preference: PreferenceOptions, arguments: dict[str, Any]) -> Trainer:

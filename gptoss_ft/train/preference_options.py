@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trl import DPOConfig, KTOConfig
-
 from gptoss_ft.data.options import DataOptions
 from gptoss_ft.errors import Problem
-from gptoss_ft.train.settings import DECIDED, is_number, trainer_problems
+from gptoss_ft.validation import Range, is_number, unknown_choice
 
 METHODS = ("dpo", "kto", "orpo", "simpo")
 # Methods that compare with nothing but the model itself.
@@ -41,32 +38,7 @@ _F_DIVERGENCE_LOSSES = {
 _F_DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 # Losses that divide by the completion's length themselves.
 _NORMALISED = ("ipo", "sigmoid_norm", "sft")
-PREFERENCE_DECIDED = {
-    **DECIDED,
-    "precompute_ref_log_probs": "the reference is always computed once and cached",
-    "precompute_ref_batch_size": "the reference is scored in batches of data.max_length tokens",
-    "sync_ref_model": "the reference stays what it is when the run begins",
-    "ref_model_mixup_alpha": "the reference stays what it is when the run begins",
-    "ref_model_sync_steps": "the reference stays what it is when the run begins",
-    "model_init_kwargs": "set model.path",
-    "dataset_num_proc": "set data.workers",
-    "truncation_mode": "set data.on_too_long",
-    "pad_to_multiple_of": "rows are laid end to end, without padding",
-    "pad_token": "rows are laid end to end, without padding",
-}
-_OWN_LOSS = "the method is the loss; use preference.method=dpo for TRL's loss types"
-_REFERENCE_FREE_DECIDED = dict.fromkeys(
-    (
-        "loss_type",
-        "loss_weights",
-        "ld_alpha",
-        "f_divergence_type",
-        "f_alpha_divergence_coef",
-        "use_weighting",
-        "discopop_tau",
-    ),
-    _OWN_LOSS,
-)
+_AT_LEAST_ZERO = Range(least=0)
 
 
 @dataclass
@@ -92,11 +64,11 @@ class PreferenceOptions:
     simpo_gamma: float = 0.5
 
     def problems(self, key: str = "preference.") -> list[Problem]:
-        """Unknown method, settings that belong to another one."""
+        """Lists an unknown method and settings that belong to another one."""
         found = []
         if self.method not in METHODS:
-            found.append(_unknown("unknown method", f"{key}method", self.method, METHODS))
-        if not (is_number(self.simpo_gamma) and self.simpo_gamma >= 0):
+            found.append(unknown_choice("unknown method", f"{key}method", self.method, METHODS))
+        if not (is_number(self.simpo_gamma) and self.simpo_gamma in _AT_LEAST_ZERO):
             mend = "write a number of at least 0"
             where = f"{key}simpo_gamma"
             found.append(Problem("out of range", where, repr(self.simpo_gamma), mend))
@@ -118,14 +90,20 @@ class PreferenceOptions:
 
 
 def estimates_divergence(trainer: Mapping[str, Any]) -> bool:
-    """Whether a loss of KTO's trainer needs mismatched completions."""
+    """Checks whether the loss of KTO's trainer needs mismatched completions."""
     return bool(trainer.get("loss_type", "kto") == "kto")
 
 
 def preference_problems(
     options: PreferenceOptions, data: DataOptions, trainer: Mapping[str, Any]
 ) -> list[Problem]:
-    """Everything that is wrong with a preference run's method, its data and TRL's settings."""
+    """Lists what contradicts a preference run's method, in its data and in TRL's settings.
+
+    Args:
+        options: the method and its settings.
+        data: of the run.
+        trainer: the user's settings of TRL, of which `settings.trainer_problems` checks each alone.
+    """
     found = options.problems()
     if data.without_analysis != "keep":
         what = "this is about conversations; pairs and ratings are taken as they are"
@@ -133,31 +111,17 @@ def preference_problems(
         found.append(Problem(what, "data.without_analysis", repr(data.without_analysis), mend))
     if options.method == "kto":
         return found + _kto_problems(data, trainer)
-    decided = PREFERENCE_DECIDED
-    if options.method in REFERENCE_FREE:
-        decided = {**PREFERENCE_DECIDED, **_REFERENCE_FREE_DECIDED}
-        if options.method == "orpo":
-            decided |= {"label_smoothing": "ORPO has none"}
-    found += trainer_problems(trainer, DPOConfig, decided)
-    found += _number_problems(trainer, {"beta", "discopop_tau"}, "must be above 0")
-    found += _smoothing_problems(trainer)
     if options.method == "dpo":
         found += _loss_problems(options, trainer)
     return found
 
 
 def _kto_problems(data: DataOptions, trainer: Mapping[str, Any]) -> list[Problem]:
-    decided = dict(PREFERENCE_DECIDED)
-    if estimates_divergence(trainer):
-        decided["train_sampling_strategy"] = (
-            "the rows are shuffled once; mismatched completions come from the same batch"
-        )
-    found = trainer_problems(trainer, KTOConfig, decided)
-    positive = {"beta", "desirable_weight", "undesirable_weight"}
-    found += _number_problems(trainer, positive, "must be above 0")
+    """Refuses losses that do not exist, packing, and batches that no divergence comes from."""
+    found = []
     loss = trainer.get("loss_type", "kto")
     if loss not in KTO_LOSSES:
-        found.append(_unknown("unknown loss type", "trainer.loss_type", loss, KTO_LOSSES))
+        found.append(unknown_choice("unknown loss type", "trainer.loss_type", loss, KTO_LOSSES))
     if data.packing:
         what = "rated completions are not packed: they share a row without padding anyway"
         found.append(Problem(what, "data.packing", "true", "say data.packing=false"))
@@ -170,40 +134,47 @@ def _kto_problems(data: DataOptions, trainer: Mapping[str, Any]) -> list[Problem
 
 
 def _loss_problems(options: PreferenceOptions, trainer: Mapping[str, Any]) -> list[Problem]:
-    """Loss types that do not exist, or do not go with other settings."""
+    """Refuses loss types that do not exist, or do not go with other settings."""
     given = trainer.get("loss_type", ["sigmoid"])
     losses = [given] if isinstance(given, str) else list(given or ())
     where = "trainer.loss_type"
     found = [
-        _unknown("unknown loss type", where, loss, DPO_LOSSES)
+        unknown_choice("unknown loss type", where, loss, DPO_LOSSES)
         for loss in losses
         if loss not in DPO_LOSSES
     ]
     if not losses:
         found.append(Problem("no loss", where, repr(given), "write one, such as sigmoid"))
     found += _loss_weight_problems(losses, trainer.get("loss_weights"))
-    divergence = trainer.get("f_divergence_type", "reverse_kl")
-    others = [loss for loss in losses if loss not in _F_DIVERGENCE_LOSSES]
-    if divergence not in _F_DIVERGENCES:
-        key = "trainer.f_divergence_type"
-        found.append(_unknown("unknown divergence", key, divergence, _F_DIVERGENCES))
-    elif divergence != "reverse_kl" and others:
-        mend = f"leave it at reverse_kl, or leave out {', '.join(others)}"
-        what = "this divergence goes with losses of chosen against rejected only"
-        found.append(Problem(what, "trainer.f_divergence_type", repr(divergence), mend))
+    found += _divergence_problems(losses, trainer.get("f_divergence_type", "reverse_kl"))
+    if "exo_pair" in losses and not trainer.get("label_smoothing"):
+        what, where = "the loss exo_pair needs smoothing", "trainer.label_smoothing"
+        mend = "write a number above 0, such as 0.001"
+        found.append(Problem(what, where, repr(trainer.get("label_smoothing", 0.0)), mend))
     if trainer.get("use_weighting") and {"aot", "aot_unpaired"} & set(losses):
         mend = "leave out one of the two"
         what = "weights of pairs are lost where a loss sorts them"
         found.append(Problem(what, "trainer.use_weighting", "true, with aot", mend))
-    alpha = trainer.get("ld_alpha")
-    if alpha is not None and not (is_number(alpha) and 0 <= alpha <= 1):
-        found.append(Problem("must be between 0 and 1", "trainer.ld_alpha", repr(alpha)))
     if options.length_normalized:
         found += _twice_normalised(losses, trainer)
     return found
 
 
+def _divergence_problems(losses: Iterable[str], divergence: Any) -> list[Problem]:
+    """Refuses a divergence that does not exist, or that a loss has no use for."""
+    where = "trainer.f_divergence_type"
+    if divergence not in _F_DIVERGENCES:
+        return [unknown_choice("unknown divergence", where, divergence, _F_DIVERGENCES)]
+    others = [loss for loss in losses if loss not in _F_DIVERGENCE_LOSSES]
+    if divergence == "reverse_kl" or not others:
+        return []
+    mend = f"leave it at reverse_kl, or leave out {', '.join(others)}"
+    what = "this divergence goes with losses of chosen against rejected only"
+    return [Problem(what, where, repr(divergence), mend)]
+
+
 def _twice_normalised(losses: Iterable[str], trainer: Mapping[str, Any]) -> list[Problem]:
+    """Refuses to divide by lengths what is divided by them already."""
     named = [f"trainer.loss_type: {loss}" for loss in losses if loss in _NORMALISED]
     named += [f"trainer.{name}" for name in ("use_weighting", "ld_alpha") if trainer.get(name)]
     if not named:
@@ -214,6 +185,7 @@ def _twice_normalised(losses: Iterable[str], trainer: Mapping[str, Any]) -> list
 
 
 def _loss_weight_problems(losses: list[str], weights: Any) -> list[Problem]:
+    """Refuses weights that are negative, or not one for each loss."""
     if weights is None:
         return []
     where = "trainer.loss_weights"
@@ -223,34 +195,5 @@ def _loss_weight_problems(losses: list[str], weights: Any) -> list[Problem]:
     return [
         Problem("must be a number of at least 0", where, repr(weight))
         for weight in weights
-        if not (is_number(weight) and weight >= 0)
+        if not (is_number(weight) and weight in _AT_LEAST_ZERO)
     ]
-
-
-def _smoothing_problems(trainer: Mapping[str, Any]) -> list[Problem]:
-    """Label smoothing is the chance of a flipped label: at one half, a pair says nothing."""
-    where, given = "trainer.label_smoothing", trainer.get("label_smoothing", 0.0)
-    if not (is_number(given) and 0 <= given < 0.5):
-        mend = "write a number from 0 to below 0.5, such as 0.1"
-        return [Problem("out of range", where, repr(given), mend)]
-    loss = trainer.get("loss_type")
-    if not given and "exo_pair" in (loss if isinstance(loss, list) else [loss]):
-        mend = "write a number above 0, such as 0.001"
-        return [Problem("the loss exo_pair needs smoothing", where, repr(given), mend)]
-    return []
-
-
-def _number_problems(trainer: Mapping[str, Any], names: Iterable[str], what: str) -> list[Problem]:
-    """Of some settings, those that are given and not above 0."""
-    mends = {"beta": "write a number above 0, such as 0.1: at 0 the pairs would teach nothing"}
-    return [
-        Problem(what, f"trainer.{name}", repr(trainer[name]), mends.get(name, ""))
-        for name in sorted(names)
-        if name in trainer and not (is_number(trainer[name]) and trainer[name] > 0)
-    ]
-
-
-def _unknown(what: str, where: str, found: Any, choices: tuple[str, ...]) -> Problem:
-    near = difflib.get_close_matches(str(found), choices, 1)
-    mend = f"did you mean {near[0]}? " if near else ""
-    return Problem(what, where, repr(found), f"{mend}write one of {', '.join(choices)}")

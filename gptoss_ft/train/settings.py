@@ -1,99 +1,117 @@
-"""Settings that go to TRL's configuration classes unchanged, checked before anything is loaded."""
+"""Checks the settings that go to TRL, and makes TRL's configuration of a run from them.
+
+What is said of each setting stands in `settings_table.py`.
+"""
 
 from __future__ import annotations
 
-import difflib
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from gptoss_ft.errors import Problem
+from gptoss_ft.errors import ConfigError, Problem
+from gptoss_ft.train.methods import imported
+from gptoss_ft.train.settings_table import DECIDED, DEFAULT, REFUSED, SETTINGS, TrainerSetting
+from gptoss_ft.validation import did_you_mean, number_problem
 
-# Settings of TRL that a run decides itself, and where to say it instead.
-DECIDED = {
-    "output_dir": "name=NAME decides the folder",
-    "report_to": "choose tracker=none, tracker=wandb or tracker=tensorboard",
-    "max_length": "set data.max_length",
-    "packing": "set data.packing; TRL's own would mix documents with this attention",
-    "padding_free": "set data.packing; TRL's own would mix documents with this attention",
-    "dataset_kwargs": "rows are rendered before TRL sees them",
-    "remove_unused_columns": "rows are rendered before TRL sees them",
-    "seed": "set seed",
-    "data_seed": "set seed",
-    "resume_from_checkpoint": "set resume=true",
-    "bf16": "weights are stored in bfloat16 and computed in it on a GPU, in float32 on a CPU",
-    "fp16": "gpt-oss overflows in float16",
-    "trust_remote_code": "remote code is never run",
-    "push_to_hub": "nothing is uploaded",
-    "disable_tqdm": "the progress bar follows the terminal",
-    "use_liger_kernel": "the model brings its own loss",
-    "save_only_model": "a checkpoint must be able to resume",
-    "restore_callback_states_from_checkpoint": "a resumed run always restores them",
-}
-# Numbers with a lower bound; whether it is itself allowed.
-_ABOVE_ZERO = {"learning_rate", "num_train_epochs", "max_grad_norm"}
-_AT_LEAST_ONE = {
-    "per_device_train_batch_size",
-    "per_device_eval_batch_size",
-    "gradient_accumulation_steps",
-}
-_AT_LEAST_ZERO = {"weight_decay", "warmup_steps", "warmup_ratio", "router_aux_loss_coef"}
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+    from gptoss_ft.train.methods import Method
+    from gptoss_ft.train.options import TrainOptions
 
 
-def checkpoints_activations(trainer: dict[str, Any]) -> bool:
-    """Whether the backward pass forms layers again; transformers has two names for the setting."""
+def checkpoints_activations(trainer: Mapping[str, Any]) -> bool:
+    """Checks whether the backward pass computes layers again; the setting has two names."""
     named = trainer.get("activation_checkpointing"), trainer.get("gradient_checkpointing")
     return bool(named[1] if named[0] is None else named[0])
 
 
 def trainer_problems(
-    trainer: Mapping[str, Any],
-    config: type,
-    decided: Mapping[str, str] = DECIDED,
+    options: TrainOptions,
+    method: Method,
     key: str = "trainer.",
+    table: Sequence[TrainerSetting] = SETTINGS,
 ) -> list[Problem]:
-    """Unknown, fixed or out-of-range settings.
+    """Lists the trainer settings that are unknown, decided by the run, ignored or out of range.
 
     Args:
-        trainer: the settings.
-        config: TRL's dataclass that takes them.
-        decided: settings that the run decides itself, each with what to do instead.
-        key: the config prefix.
+        options: of the run; its `trainer` is checked.
+        method: names TRL's dataclass that takes the settings.
+        key: the prefix of the settings.
+        table: what is said of them.
     """
-    known = {item.name for item in fields(config) if item.init}
-    found = []
-    for name, value in trainer.items():
-        if name in decided:
-            found.append(
-                Problem("this is not a setting here", key + name, repr(value), decided[name])
-            )
-        elif name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            mend = (
-                f"did you mean {key}{near[0]}?"
-                if near
-                else f"see the documentation of TRL's {config.__name__}"
-            )
-            found.append(Problem("unknown setting", key + name, mend=mend))
-        elif problem := _range_problem(name, value):
-            found.append(Problem(problem, key + name, repr(value)))
-    return found
+    config = imported(method.trl_config)
+    rows = {row.name: row for row in rows_of(method, options, table)}
+    found = (
+        _problem(key, name, value, rows.get(name), config)
+        for name, value in options.trainer.items()
+    )
+    return [problem for problem in found if problem]
 
 
-def is_number(value: Any) -> bool:
-    """Whether a setting is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def configure(
+    options: TrainOptions,
+    method: Method,
+    checkpoints: Path,
+    table: Sequence[TrainerSetting] = SETTINGS,
+) -> TrainingArguments:
+    """Makes TRL's configuration: our defaults, the user's settings over them, the run's over both.
+
+    To be made before anything expensive, as TRL and transformers check values themselves.
+
+    Args:
+        options: of the run.
+        method: names TRL's dataclass.
+        checkpoints: the folder that checkpoints are written to.
+        table: defaults and what a run decides.
+
+    Raises:
+        ConfigError: a value that TRL or transformers refuses, in their words.
+    """
+    config = imported(method.trl_config)
+    known = field_names(config)
+    rows = [row for row in rows_of(method, options, table) if row.name in known]
+    defaults, decided = (
+        {row.name: row.value_in(options) for row in rows if row.kind == kind}
+        for kind in (DEFAULT, DECIDED)
+    )
+    settings = {**defaults, **options.trainer, **decided, "output_dir": str(checkpoints)}
+    try:
+        made: TrainingArguments = config(**settings)
+    except (TypeError, ValueError) as error:
+        what = "a setting of the trainer is refused"
+        mend = f"see the documentation of {config.__name__} for the values that it takes"
+        raise ConfigError(Problem(what, "trainer", str(error), mend)) from error
+    return made
 
 
-def _range_problem(name: str, value: Any) -> str:
-    """What is wrong with a number, in words; empty when nothing is or it is not checked."""
-    if name not in _ABOVE_ZERO | _AT_LEAST_ONE | _AT_LEAST_ZERO:
-        return ""
-    if not is_number(value):
-        return "must be a number"
-    if name in _ABOVE_ZERO and value <= 0:
-        return "must be above 0"
-    if name in _AT_LEAST_ONE and value < 1:
-        return "must be at least 1"
-    return "must not be negative" if value < 0 else ""
+def rows_of(
+    method: Method, options: TrainOptions, table: Sequence[TrainerSetting] = SETTINGS
+) -> Iterator[TrainerSetting]:
+    """Yields the rows that count for a method in a run with these options."""
+    for row in table:
+        if (not row.methods or method.name in row.methods) and row.when(options):
+            yield row
+
+
+def field_names(config: type) -> set[str]:
+    """Returns the settings that a dataclass of TRL takes."""
+    return {item.name for item in fields(config) if item.init}
+
+
+def _problem(
+    key: str, name: str, value: Any, row: TrainerSetting | None, config: type
+) -> Problem | None:
+    """Returns what is wrong with one setting, or None."""
+    if row and row.kind == DECIDED:
+        return Problem("this is not a setting here", key + name, repr(value), row.hint)
+    if row and row.kind == REFUSED:
+        return Problem("this would have no effect here", key + name, repr(value), row.hint)
+    known = field_names(config)
+    if name not in known:
+        near = did_you_mean(name, sorted(known), lambda nearest: key + nearest)
+        mend = near.strip() or f"see the documentation of TRL's {config.__name__}"
+        return Problem("unknown setting", key + name, mend=mend)
+    return number_problem(key + name, value, row.range) if row and row.range else None

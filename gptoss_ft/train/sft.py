@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import AutoTokenizer, set_seed
-from trl import SFTConfig
+from transformers import AutoTokenizer, TrainingArguments, set_seed
 
 from gptoss_ft.adapters.model import AdaptedModel
 from gptoss_ft.checkpoint.headers import Checkpoint
 from gptoss_ft.data.collate import Collator
 from gptoss_ft.data.dataset import PreparedData, prepare
 from gptoss_ft.harmony.vocabulary import load_vocabulary
+from gptoss_ft.train.methods import method_named
 from gptoss_ft.train.options import TrainOptions
 from gptoss_ft.train.run import RunFolder, open_run
+from gptoss_ft.train.settings import configure
 from gptoss_ft.train.steps import (
     Say,
     build_model,
@@ -22,8 +23,6 @@ from gptoss_ft.train.steps import (
     run_manifest,
     run_trainer,
     say_parameters,
-    trainer_settings,
-    trl_configuration,
 )
 from gptoss_ft.train.trainers.sft import WeightedSFTTrainer
 
@@ -43,7 +42,7 @@ def train_sft(options: TrainOptions, config_yaml: str, say: Say = print) -> Path
         GptOssFtError: a run folder, checkpoint, adapter or data file that cannot be used.
     """
     folder = RunFolder(Path(options.output) / options.name)
-    arguments = trainer_arguments(options, folder)
+    arguments = configure(options, method_named("sft"), folder.checkpoints)
     options, checkpoint, adapter = find_base(options, folder, say)
     vocabulary = load_vocabulary(checkpoint.path)
     data = prepare(options.data, vocabulary, checkpoint.path, options.hub)
@@ -65,7 +64,7 @@ def build_trainer(
     checkpoint: Checkpoint,
     data: PreparedData,
     folder: RunFolder,
-    arguments: SFTConfig,
+    arguments: TrainingArguments,
 ) -> WeightedSFTTrainer:
     """TRL's trainer around our model, rows and monitor."""
     return WeightedSFTTrainer(
@@ -77,16 +76,3 @@ def build_trainer(
         data_collator=Collator(),
         callbacks=callbacks(options, folder),
     )
-
-
-def trainer_arguments(options: TrainOptions, folder: RunFolder) -> SFTConfig:
-    """TRL's configuration: the user's settings over ours, and what a run decides itself."""
-    settings = trainer_settings(options, folder)
-    if not options.data.packing and options.trainer.get("per_device_train_batch_size") != 1:
-        settings.setdefault("train_sampling_strategy", "group_by_length")
-    decided = {
-        "packing": False,
-        "padding_free": False,
-        "dataset_kwargs": {"skip_prepare_dataset": True},
-    }
-    return trl_configuration(SFTConfig, {**settings, **decided})

@@ -7,16 +7,14 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
-import torch
 from transformers import (
     EarlyStoppingCallback,
     PrinterCallback,
     ProgressCallback,
     Trainer,
     TrainerCallback,
-    TrainingArguments,
 )
 from transformers.integrations import TensorBoardCallback
 
@@ -34,7 +32,7 @@ from gptoss_ft.checkpoint.digests import fingerprint, tensor_digests
 from gptoss_ft.checkpoint.headers import Checkpoint, open_checkpoint
 from gptoss_ft.checkpoint.locate import locate_checkpoint
 from gptoss_ft.data.dataset import check_data
-from gptoss_ft.errors import ConfigError, Problem, gather
+from gptoss_ft.errors import gather
 from gptoss_ft.files import is_empty, whole_folder, write_json
 from gptoss_ft.model.load import load_model
 from gptoss_ft.model.tiny import TinyOptions, write_tiny
@@ -44,7 +42,6 @@ from gptoss_ft.train.options import TrainOptions
 from gptoss_ft.train.run import RunFolder, check_run_folder, outcome, trim_metrics, versions
 
 Say = Callable[[str], None]
-Config = TypeVar("Config", bound=TrainingArguments)
 
 
 class Prepared(Protocol):
@@ -128,67 +125,6 @@ def build_model(
     if adapter is not None:
         return load_adapter(model, adapter, trainable=True, info=info)
     return add_adapter(model, options.adapter, info)
-
-
-def trainer_settings(options: TrainOptions, folder: RunFolder) -> dict[str, Any]:
-    """What TRL's configurations have in common: ours, the user's over it, a run's over both."""
-    on_cpu = not torch.cuda.is_available()
-    ours: dict[str, Any] = {
-        "gradient_checkpointing": False,
-        "router_aux_loss_coef": 0.0,
-        "logging_steps": 1,
-        "logging_first_step": True,
-        "logging_nan_inf_filter": False,  # would wait for the GPU after every batch
-        "dataloader_pin_memory": not on_cpu,
-        "use_cpu": on_cpu,
-    }
-    if options.data.has_validation:
-        ours |= _evaluation(options.trainer)
-    decided: dict[str, Any] = {
-        "output_dir": str(folder.checkpoints),
-        "seed": options.seed,
-        "data_seed": options.seed,
-        "report_to": "wandb" if options.tracker.kind == "wandb" else "none",
-        "run_name": options.name,
-        "bf16": False,
-        "fp16": False,
-        "max_length": None,
-        "restore_callback_states_from_checkpoint": True,  # the patience of early stopping
-    }
-    return {**ours, **options.trainer, **decided}
-
-
-def trl_configuration(kind: type[Config], settings: dict[str, Any]) -> Config:
-    """A configuration of TRL's; to be made before anything expensive, as it checks values itself.
-
-    Raises:
-        ConfigError: a value that TRL or transformers refuses, in their words.
-    """
-    try:
-        return kind(**settings)
-    except (TypeError, ValueError) as error:
-        what = "a setting of the trainer is refused"
-        mend = f"see the documentation of {kind.__name__} for the values that it takes"
-        raise ConfigError(Problem(what, "trainer", str(error), mend)) from error
-
-
-def _evaluation(trainer: dict[str, Any]) -> dict[str, Any]:
-    """Evaluates when checkpoints are saved, or after each epoch; the best checkpoint is kept.
-
-    To be loaded at the end, it must have been evaluated: transformers wants the two in step.
-    """
-    saved = trainer.get("save_strategy", "epoch")
-    evaluated = trainer.get("eval_strategy", "steps" if saved == "steps" else "epoch")
-    ours: dict[str, Any] = {
-        "save_strategy": saved,
-        "eval_strategy": evaluated,
-        "load_best_model_at_end": saved == evaluated,
-        "metric_for_best_model": "eval_loss",
-        "greater_is_better": False,
-    }
-    if saved == evaluated == "steps" and "save_steps" in trainer:
-        ours["eval_steps"] = trainer["save_steps"]
-    return ours
 
 
 def callbacks(options: TrainOptions, folder: RunFolder) -> list[TrainerCallback]:
