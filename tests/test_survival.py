@@ -16,14 +16,15 @@ from merges import refusal
 from gptoss_ft.adapters.model import AdaptedModel, AdapterInfo, add_adapter
 from gptoss_ft.adapters.options import AdapterOptions
 from gptoss_ft.checkpoint.headers import fingerprint, open_checkpoint
-from gptoss_ft.config import asset
 from gptoss_ft.inference.token_rows import TokenRow, read_rows
 from gptoss_ft.merge.options import MergeOptions
 from gptoss_ft.merge.plan import plan_merge
 from gptoss_ft.merge.stream import merge
 from gptoss_ft.model.load import load_model
 from gptoss_ft.model.tiny import TinyOptions, write_tiny
-from gptoss_ft.verify.command import Verification, VerifyOptions, verify
+from gptoss_ft.resources import asset
+from gptoss_ft.verify.command import Verification, verify
+from gptoss_ft.verify.options import VerifyOptions
 
 TRAINING = asset("data") / "lighthouse.jsonl"
 HELD_OUT = asset("data") / "lighthouse_heldout.jsonl"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import replace
-
-import yaml
 
 from gptoss_ft.context import Context, Outcome
 from gptoss_ft.errors import ConfigError, Problem
@@ -38,7 +37,7 @@ def run_name(name: str, context: Context) -> str:
 
 def named(config_yaml: str, name: str) -> str:
     """Returns the composed configuration with the run's name in it."""
-    line = yaml.safe_dump({"name": name}, allow_unicode=True, width=float("inf"))
+    line = f"name: {json.dumps(name, ensure_ascii=False)}\n"
     # A name of several lines goes on in lines that are indented or empty.
     return re.sub(r"(?m)^name:.*\n(?: .*\n|\n)*", lambda _: line, config_yaml, count=1)
 

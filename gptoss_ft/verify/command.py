@@ -9,8 +9,8 @@ needs a few GB beside the system's file cache, whatever the size of the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,80 +21,21 @@ from gptoss_ft.adapters.check import check_adapter
 from gptoss_ft.adapters.combine import combine
 from gptoss_ft.adapters.files import Adapter, open_adapter
 from gptoss_ft.checkpoint.headers import Checkpoint, open_checkpoint
-from gptoss_ft.errors import ConfigError, Problem, gather
+from gptoss_ft.context import Context, Outcome
+from gptoss_ft.errors import ConfigError, gather
 from gptoss_ft.files import write_json
 from gptoss_ft.harmony.vocabulary import CALL, ENDOFTEXT, RETURN
 from gptoss_ft.inference.token_rows import TokenRow, read_rows
 from gptoss_ft.inference.tuned import tuned_model
 from gptoss_ft.model.causal_lm import WeightedGptOss
-from gptoss_ft.verify.divergence import Divergence, Outputs, compare, run
+from gptoss_ft.verify.divergence import Divergence, Outputs, compare
+from gptoss_ft.verify.divergence import run as run_model
+from gptoss_ft.verify.options import VerifyOptions
 from gptoss_ft.verify.reload import Reload, reload
 from gptoss_ft.verify.spot import SpotCheck, spot_check
 
 # Below this the adapter does nothing that float32 could tell from noise.
 NO_EFFECT = 1e-7
-
-
-@dataclass
-class VerifyOptions:
-    """What to compare on which rows.
-
-    Attributes:
-        base: folder of the checkpoint that the adapters were trained on.
-        adapter: folder of the adapter, or a list of folders.
-        weights: how much of each adapter was merged, 1 each when empty.
-        candidate: folder of the merged checkpoint.
-        expert_adapter: folder of the separate expert adapter that runs on the candidate, or empty.
-        prompts: file of conversations that were not trained on.
-        rows: how many of them to use, from the first one on.
-        keep: the smallest share of the fine-tune that passes.
-        answers: on how many rows greedy answers are compared.
-        max_new_tokens: an answer is cut off there.
-        spot_checks: how many tensors of each kind are computed a second time.
-        out: JSON file for the result, or empty.
-    """
-
-    base: str = ""
-    adapter: Any = ""
-    weights: list[float] = field(default_factory=list)
-    candidate: str = ""
-    expert_adapter: str = ""
-    prompts: str = ""
-    rows: int = 32
-    keep: float = 0.9
-    answers: int = 4
-    max_new_tokens: int = 64
-    spot_checks: int = 2
-    out: str = ""
-
-    @property
-    def adapters(self) -> tuple[str, ...]:
-        """The adapter folders, in the order given."""
-        given = self.adapter if isinstance(self.adapter, (list, tuple)) else [self.adapter]
-        return tuple(str(name) for name in given if name)
-
-    def problems(self) -> list[Problem]:
-        """Missing settings and values out of range."""
-        found = [
-            Problem("must be given", name, mend=f"say {name}={what}")
-            for name, what in (
-                ("base", "DIR"),
-                ("candidate", "DIR"),
-                ("adapter", "DIR"),
-                ("prompts", "FILE"),
-            )
-            if not (self.adapters if name == "adapter" else getattr(self, name))
-        ]
-        if not 0 <= self.keep <= 1:
-            found.append(Problem("must be between 0 and 1", "keep", str(self.keep)))
-        for name, least in (("rows", 1), ("answers", 0), ("max_new_tokens", 1), ("spot_checks", 1)):
-            if getattr(self, name) < least:
-                value = str(getattr(self, name))
-                found.append(Problem(f"must be at least {least}", name, value))
-        if self.weights and len(self.weights) != len(self.adapters):
-            counts = f"{len(self.weights)} weights for {len(self.adapters)} adapters"
-            found.append(Problem("every adapter needs one weight", "weights", counts))
-        return found
 
 
 @dataclass(frozen=True)
@@ -205,7 +146,7 @@ def _run(
 ) -> tuple[Outputs, list[list[int]]]:
     """What a model says about the scored positions, and its first greedy answers."""
     model = tuned_model(checkpoint, combine(adapters))
-    outputs = run(model, rows)
+    outputs = run_model(model, rows)
     return outputs, [_answer(model, row, options.max_new_tokens) for row in rows[:answers]]
 
 
@@ -224,16 +165,16 @@ def _answer(model: WeightedGptOss, row: TokenRow, max_new_tokens: int) -> list[i
     return output[0, prompt.shape[1] :].tolist()
 
 
-def run_verify(options: VerifyOptions, say: Callable[[str], None] = print) -> int:
-    """Verifies, shows the result, writes it where asked; 0 when the candidate passes, else 1."""
+def run(options: VerifyOptions, context: Context) -> Outcome:
+    """Verifies, shows the result and writes it where asked; exit code 1 if the candidate fails."""
     result = verify(options)
     for line in lines(result):
-        say(line)
+        context.say(line)
     if options.out:
         path = Path(options.out)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {**asdict(result), "kept": result.kept, "ok": result.ok})
-    return 0 if result.ok else 1
+    return Outcome(0 if result.ok else 1)
 
 
 def lines(result: Verification) -> list[str]:

@@ -14,7 +14,8 @@ from rich.console import Console
 from gptoss_ft.errors import DataError
 from gptoss_ft.harmony.messages import Conversation, Feedback, HarmonyText
 from gptoss_ft.preview import choice as previews
-from gptoss_ft.preview.choice import PreviewOptions, preview
+from gptoss_ft.preview.choice import preview
+from gptoss_ft.preview.options import PreviewOptions
 
 
 def numbered(count: int) -> list[tuple[str, str, Conversation]]:

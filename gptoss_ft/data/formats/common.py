@@ -6,7 +6,6 @@ with nulls, and so does everything written from it.
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -16,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from gptoss_ft.errors import DataError, Problem
 from gptoss_ft.harmony.messages import EFFORTS, Message
+from gptoss_ft.validation import close_match
 
 # Below these difflib ratios an unknown key is somebody's own, above them a misspelling. A row may
 # hold any columns beside ours, so there a name has to come closer.
@@ -81,9 +81,8 @@ def quote(value: Any, limit: int = 80) -> str:
 
 @lru_cache(maxsize=1024)
 def nearest(name: str, names: tuple[str, ...], cutoff: float = MISSPELT) -> str | None:
-    """The one of `names` that `name` is a misspelling of, or None."""
-    near = difflib.get_close_matches(name, names, 1, cutoff)
-    return near[0] if near else None
+    """Returns the one of `names` that `name` is a misspelling of, or None."""
+    return close_match(name, names, cutoff)
 
 
 def listed(names: Iterable[str]) -> str:
