@@ -281,12 +281,12 @@ def test_a_sweep_makes_one_run_per_value(
     arguments = ["-m", "model=tiny", "model.tiny.layers=1", "data.path=d.jsonl", "name=sweep"]
     arguments += ["trainer.max_steps=1", "trainer.learning_rate=1e-4,2e-4"]
     assert run("train", arguments) == 0, capsys.readouterr().err
-    rates = {
-        path.name: yaml.safe_load((path / "config.yaml").read_text())["trainer"]["learning_rate"]
-        for path in (tmp_path / "outputs").glob("sweep-*")
-    }
+    folders = list((tmp_path / "outputs").glob("sweep-*"))
+    configs = {path.name: yaml.safe_load((path / "config.yaml").read_text()) for path in folders}
+    rates = {name: config["trainer"]["learning_rate"] for name, config in configs.items()}
     assert rates == {"sweep-0": 1e-4, "sweep-1": 2e-4}
     assert all((tmp_path / "outputs" / name / "adapter").is_dir() for name in rates)
+    assert all(config["name"] == name for name, config in configs.items())
 
 
 def _echoed(tmp_path: Path, *arguments: str, table: str = "ECHO") -> str:

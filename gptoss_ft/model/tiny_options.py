@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from gptoss_ft.errors import Problem
 from gptoss_ft.validation import dotted, field_problems, number_field, path_field
 
-BLOCK_SIZE = 32  # of mxfp4/codec.py, which imports torch; a test compares the two
+BLOCK_SIZE = 32  # of mxfp4/codec.py, which imports torch; test_tiny.py compares the two
 
 
 @dataclass
