@@ -15,7 +15,7 @@ from typing import Any
 
 from gptoss_ft.errors import Problem
 
-LITERAL, CHOICES, RANGE = "literal", "choices", "range"
+LITERAL, CHOICES, UNKNOWN, RANGE = "literal", "choices", "unknown", "range"
 # Of difflib: the share of two names that must agree for one to be a misspelling of the other.
 MISSPELT = 0.6
 
@@ -73,9 +73,15 @@ def path_field(default: Any = "") -> Any:
     return field(default=default, metadata={LITERAL: "path"})
 
 
-def choice_field(default: str, choices: Iterable[str]) -> Any:
-    """Declares a setting that takes one of `choices`, of which one may be empty."""
-    return field(default=default, metadata={CHOICES: tuple(choices)})
+def choice_field(default: str, choices: Iterable[str], unknown: str = "unknown choice") -> Any:
+    """Declares a setting that takes one of `choices`, of which one may be empty.
+
+    Args:
+        default: its value when nothing is said.
+        choices: the values there are.
+        unknown: what is wrong with any other one, for the problem.
+    """
+    return field(default=default, metadata={CHOICES: tuple(choices), UNKNOWN: unknown})
 
 
 def number_field(default: float, **bounds: Any) -> Any:
@@ -101,7 +107,7 @@ def field_problems(options: Any, key: str = "") -> list[Problem]:
         if CHOICES in item.metadata:
             choices = item.metadata[CHOICES]
             if value not in choices:
-                found.append(unknown_choice("unknown choice", where, value, choices))
+                found.append(unknown_choice(item.metadata[UNKNOWN], where, value, choices))
         elif RANGE in item.metadata:
             found.append(number_problem(where, value, item.metadata[RANGE]))
     return [problem for problem in found if problem]

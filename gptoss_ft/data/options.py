@@ -26,7 +26,7 @@ class SourceOptions:
     """
 
     path: str = path_field()
-    format: str = choice_field("", ("", *FORMATS))
+    format: str = choice_field("", ("", *FORMATS), "unknown format")
     weight: float = number_field(
         1.0, above=0, mend="write a number above 0; leave the source out to not use it"
     )
@@ -72,7 +72,7 @@ class DataOptions:
     """
 
     path: str = path_field()
-    format: str = choice_field("", ("", *FORMATS))
+    format: str = choice_field("", ("", *FORMATS), "unknown format")
     sources: list[SourceOptions] = field(default_factory=list)
     validation_path: str | None = path_field(None)
     validation_split: float = number_field(0.0, least=0, below=1)

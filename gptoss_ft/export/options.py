@@ -50,7 +50,7 @@ class ExportOptions:
     model: str = path_field()
     adapter: str = path_field()
     out: str = path_field()
-    to: str = choice_field("", TARGETS)
+    to: str = choice_field("", TARGETS, "unknown target")
     dtype: str = ""
     name: str = text_field()
     publisher: str = text_field("gptoss-ft")

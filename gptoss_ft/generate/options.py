@@ -47,7 +47,7 @@ class GenerateOptions:
     file: str = path_field()
     against: str = choice_field("chosen", ("chosen", "rejected"))
     system: str = text_field()
-    effort: str = choice_field("medium", EFFORTS)
+    effort: str = choice_field("medium", EFFORTS, "unknown effort")
     max_new_tokens: int = number_field(512, least=1)
     temperature: float = number_field(0.0, least=0)
     seed: int = 0

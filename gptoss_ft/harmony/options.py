@@ -51,10 +51,10 @@ class RenderOptions:
     identity: str = text_field("You are ChatGPT, a large language model trained by OpenAI.")
     knowledge_cutoff: str = "2024-06"
     date: str = "2025-06-28"
-    effort: str = choice_field("medium", EFFORTS)
-    turns: str = choice_field("all", TURNS)
-    tool_call_header: str = choice_field("role", TOOL_CALL_HEADERS)
-    constrain: str = choice_field("token", CONSTRAINS)
+    effort: str = choice_field("medium", EFFORTS, "unknown effort")
+    turns: str = choice_field("all", TURNS, "unknown turns")
+    tool_call_header: str = choice_field("role", TOOL_CALL_HEADERS, "unknown tool_call_header")
+    constrain: str = choice_field("token", CONSTRAINS, "unknown constrain")
     weights: dict[str, float] = field(default_factory=_full_weights)
 
     def problems(self, key: str = "") -> list[Problem]:

@@ -61,9 +61,9 @@ class TrackerOptions:
         mode: W&B mode; offline keeps everything in the run folder until `wandb sync`.
     """
 
-    kind: str = choice_field("none", TRACKERS)
+    kind: str = choice_field("none", TRACKERS, "unknown tracker")
     project: str = "gptoss-ft"
-    mode: str = choice_field("offline", ("offline", "online"))
+    mode: str = choice_field("offline", ("offline", "online"), "unknown W&B mode")
 
     def problems(self, key: str = "") -> list[Problem]:
         """Returns an unknown tracker or mode."""
@@ -81,9 +81,13 @@ class TrainOptions:
         hub: whether the network may be used to fetch a model by its Hub id.
         seed: of adapter initialisation, data order and data split.
         early_stopping: evaluations without improvement before the run stops; 0 never stops it.
+        model: the base.
+        adapter: what is trained.
+        data: where the rows are and how they become training rows.
         preference: how pairs or ratings are trained on; None for supervised fine-tuning.
         trainer: settings of TRL's `SFTConfig`, with `preference` of its `DPOConfig` or `KTOConfig`,
             unchanged.
+        tracker: where metrics go.
     """
 
     name: str = text_field()

@@ -222,6 +222,6 @@ def test_bad_settings_are_reported_together(setup: Setup, tmp_path: Path) -> Non
     with pytest.raises(ConfigError) as caught:
         verify(VerifyOptions(keep=1.5, rows=0, weights=[1.0, 2.0]))
     wheres = [problem.where for problem in caught.value.problems]
-    assert wheres == ["base", "candidate", "adapter", "prompts", "keep", "rows", "weights"]
+    assert wheres == ["base", "candidate", "adapter", "prompts", "rows", "keep", "weights"]
     with pytest.raises(CheckpointError, match="no model folder"):
         verify(setup.options(tmp_path / "nowhere"))
