@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
+from hydra.experimental.callback import Callback
+
 from gptoss_ft.commands import Command
 from gptoss_ft.context import Context, Outcome
 from gptoss_ft.errors import ConfigError, Problem
@@ -64,7 +66,7 @@ def run(options: EchoOptions, context: Context) -> Outcome:
     return Outcome(options.times - 1, float(options.times))
 
 
-class Objectives:
+class Objectives(Callback):
     """Hydra's callback that prints what a sweeper is given."""
 
     def on_job_end(self, config: Any, job_return: Any, **_: Any) -> None:
