@@ -1,8 +1,8 @@
 """What the settings of all commands share: literal values, choices, ranges, misspellings, keys.
 
-A field says what it takes where it is declared: `text` and `path` are taken as they are typed,
-`choice` names the values there are, `number` the range. `field_problems` checks all of a
-dataclass, and the help of a command shows the same facts.
+A field says what it takes where it is declared: `text_field` and `path_field` are taken as they are
+typed, `choice_field` names the values there are, `number_field` the range. `field_problems` checks
+all fields of a dataclass, and the help of a command shows the same facts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from gptoss_ft.errors import Problem
 
-LITERAL, CHOICES, RANGE = "literal", "choices", "range"
+LITERAL, CHOICES, UNKNOWN, RANGE = "literal", "choices", "unknown", "range"
 # Of difflib: the share of two names that must agree for one to be a misspelling of the other.
 MISSPELT = 0.6
 
@@ -63,22 +63,28 @@ class Range:
         return " and ".join(f"{word} {bound:g}" for word, bound in given.items())
 
 
-def text(default: str = "") -> Any:
+def text_field(default: str = "") -> Any:
     """Declares a setting whose value is text: the command line takes it as it is typed."""
     return field(default=default, metadata={LITERAL: "text"})
 
 
-def path(default: Any = "") -> Any:
+def path_field(default: Any = "") -> Any:
     """Declares a setting whose value is a path: taken as it is typed, with `~` expanded."""
     return field(default=default, metadata={LITERAL: "path"})
 
 
-def choice(default: str, choices: Iterable[str]) -> Any:
-    """Declares a setting that takes one of `choices`, of which one may be empty."""
-    return field(default=default, metadata={CHOICES: tuple(choices)})
+def choice_field(default: str, choices: Iterable[str], unknown: str = "unknown choice") -> Any:
+    """Declares a setting that takes one of `choices`, of which one may be empty.
+
+    Args:
+        default: its value when nothing is said.
+        choices: the values there are.
+        unknown: what is wrong with any other one, for the problem.
+    """
+    return field(default=default, metadata={CHOICES: tuple(choices), UNKNOWN: unknown})
 
 
-def number(default: float, **bounds: Any) -> Any:
+def number_field(default: float, **bounds: Any) -> Any:
     """Declares a number within a range; `bounds` are the fields of `Range`."""
     return field(default=default, metadata={RANGE: Range(**bounds)})
 
@@ -101,7 +107,7 @@ def field_problems(options: Any, key: str = "") -> list[Problem]:
         if CHOICES in item.metadata:
             choices = item.metadata[CHOICES]
             if value not in choices:
-                found.append(unknown_choice("unknown choice", where, value, choices))
+                found.append(unknown_choice(item.metadata[UNKNOWN], where, value, choices))
         elif RANGE in item.metadata:
             found.append(number_problem(where, value, item.metadata[RANGE]))
     return [problem for problem in found if problem]

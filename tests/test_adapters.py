@@ -13,8 +13,9 @@ from stock import ATTENTION, EXPERTS, TOKENS, load_stock
 
 from gptoss_ft.adapters.check import check_adapter
 from gptoss_ft.adapters.files import open_adapter
+from gptoss_ft.adapters.lora import lora_config
 from gptoss_ft.adapters.model import AdaptedModel, AdapterInfo, add_adapter, load_adapter
-from gptoss_ft.adapters.options import AdapterOptions, lora_config, trained_tensors
+from gptoss_ft.adapters.options import AdapterOptions, trained_tensors
 from gptoss_ft.adapters.trained import trained_layers
 from gptoss_ft.checkpoint.digests import fingerprint
 from gptoss_ft.checkpoint.headers import open_checkpoint, read_config
@@ -215,7 +216,7 @@ def test_expert_rank_is_divided_by_the_active_experts() -> None:
 
 def test_problems_of_options_are_all_named() -> None:
     options = AdapterOptions(kinds=["atention"], r=0, alpha=-1, expert_r=-2)
-    text = "\n".join(map(str, options.problems()))
+    text = "\n".join(map(str, options.problems("adapter")))
     for key in ("adapter.kinds", "adapter.r", "adapter.alpha", "adapter.expert_r"):
         assert key in text
     assert AdapterOptions(kinds=[]).problems()

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from extra_command import ECHO
 
-from gptoss_ft import cli, config
-from gptoss_ft.cli import COMMANDS, quoted, run
+from gptoss_ft import cli
+from gptoss_ft.arguments import quoted
+from gptoss_ft.cli import run
+from gptoss_ft.commands import COMMANDS, Command
+from gptoss_ft.context import Context, Outcome
+from gptoss_ft.generate.options import GenerateOptions
+from gptoss_ft.schema import settings
+from gptoss_ft.train.options import TrainOptions
 
 REPOSITORY = Path(__file__).parents[1]
+HELPERS = Path(__file__).parent / "helpers"
 
 
 def _refused(
@@ -41,13 +52,17 @@ def test_help_lists_commands_groups_and_recipes(capsys: pytest.CaptureFixture[st
         assert done.value.code == 0
     text = capsys.readouterr().out
     for command in COMMANDS:
-        assert f"  {command} " in text
+        assert f"  {command.name} " in text
     for recipe in (REPOSITORY / "recipes/sft").glob("*.yaml"):
         assert f"sft={recipe.stem} " in text
     for group in ("model", "adapter", "data", "trainer", "tracker"):
         for choice in (REPOSITORY / "configs" / group).glob("*.yaml"):
             assert f"{group}={choice.stem} " in text
     assert run("train", ["--help"]) == 0
+    said = capsys.readouterr().out
+    assert "sft=demo " in said and "tracker=wandb " in said
+    assert "  adapter.r=INTEGER   (default: 16)\n      rank on the attention matrices.\n" in said
+    assert "  trainer.KEY=VALUE\n" in said
 
 
 def test_no_command_and_an_unknown_one(capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,24 +95,27 @@ LITERALS = [
 def test_text_values_are_taken_literally(capsys: pytest.CaptureFixture[str], text: str) -> None:
     composed = _composed(capsys, "generate", f"prompt={text}", "model=m")
     assert composed["prompt"] == text.replace("${", r"\${")  # as OmegaConf writes a literal
-    options = _generate_options(["model=m", f"prompt={text}"])
+    options = _options_of("generate", ["model=m", f"prompt={text}"])
     assert options.prompt == text
 
 
-def _generate_options(arguments: list[str]) -> Any:
-    """The options that reach `generate`."""
-    from gptoss_ft.generate import GenerateOptions
-
+def _options_of(name: str, arguments: list[str]) -> Any:
+    """The options that reach a command: its line in the table, with another function to run."""
     seen: list[Any] = []
-    action = cli._ACTIONS["generate"]
-    try:
-        cli._ACTIONS["generate"] = lambda composed: (
-            seen.append(config.to_options(composed, GenerateOptions)) or 0
-        )
-        assert run("generate", arguments) == 0
-    finally:
-        cli._ACTIONS["generate"] = action
+    (command,) = (command for command in COMMANDS if command.name == name)
+    table = [replace(command, run="test_cli:remember")]
+    REMEMBERED.set(seen)
+    assert run(name, arguments, table) == 0
     return seen[0]
+
+
+REMEMBERED: ContextVar[list[Any]] = ContextVar("remembered")
+
+
+def remember(options: Any, context: Context) -> Outcome:
+    """Stands for what a command runs: keeps its options for the test."""
+    REMEMBERED.get().append(options)
+    return Outcome()
 
 
 @pytest.mark.parametrize("path", ["my (v1), final=yes.jsonl", "naïve/ação.jsonl", "a'b.jsonl"])
@@ -115,8 +133,13 @@ def test_a_tilde_in_paths_is_the_home_folder(
     assert _composed(capsys, "tiny", "out=~/x")["out"] == "/home/someone/x"
     composed = _composed(capsys, "train", "data.path=~/d.jsonl", "model.path=~/m")
     assert composed["data"]["path"] == "/home/someone/d.jsonl"
-    assert quoted("generate", "prompt=~/x") == "prompt='~/x'"
-    assert quoted("train", "model=tiny") == "model=tiny", "a group choice is not a path"
+    assert quoted("prompt=~/x", GenerateOptions) == "prompt='~/x'"
+    assert quoted("model=~/x", GenerateOptions) == "model='/home/someone/x'"
+    assert quoted("model=tiny", TrainOptions) == "model=tiny", "a group choice is not a path"
+    assert quoted("trainer.output_dir=~", TrainOptions) == "trainer.output_dir=~"
+    assert (
+        quoted("trainer.template_path=~", TrainOptions) == "trainer.template_path='/home/someone'"
+    )
 
 
 def test_keys_named_like_groups_are_plain_keys_elsewhere(
@@ -171,6 +194,8 @@ BAD_ARGUMENTS = [
     (["sft=demo", "data.path=["], "[: no such file"),
     (["model=tiny"], "data.path=FILE.jsonl"),
     (["just-a-word"], "just-a-word"),
+    (["sft=demo", "adapter.init=x", "adapter.r=8"], "adapter.r: this is about a fresh adapter"),
+    (["sft=demo", "adapter=router", "adapter.init=x"], "those of the adapter in adapter.init"),
 ]
 
 
@@ -256,40 +281,171 @@ def test_a_sweep_makes_one_run_per_value(
     arguments = ["-m", "model=tiny", "model.tiny.layers=1", "data.path=d.jsonl", "name=sweep"]
     arguments += ["trainer.max_steps=1", "trainer.learning_rate=1e-4,2e-4"]
     assert run("train", arguments) == 0, capsys.readouterr().err
-    rates = {
-        path.name: yaml.safe_load((path / "config.yaml").read_text())["trainer"]["learning_rate"]
-        for path in (tmp_path / "outputs").glob("sweep-*")
-    }
+    folders = list((tmp_path / "outputs").glob("sweep-*"))
+    configs = {path.name: yaml.safe_load((path / "config.yaml").read_text()) for path in folders}
+    rates = {name: config["trainer"]["learning_rate"] for name, config in configs.items()}
     assert rates == {"sweep-0": 1e-4, "sweep-1": 2e-4}
     assert all((tmp_path / "outputs" / name / "adapter").is_dir() for name in rates)
+    assert all(config["name"] == name for name, config in configs.items())
 
 
-def test_the_network_is_off_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
-        monkeypatch.delenv(name, raising=False)
-    cli._prepare_environment(hub=False)
-    assert cli.os.environ["HF_HUB_OFFLINE"] == "1"
-    assert cli.os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
-    monkeypatch.delenv("HF_HUB_OFFLINE")
-    cli._prepare_environment(hub=True)
-    assert cli.os.environ["HF_HUB_OFFLINE"] == "0"
+def _echoed(tmp_path: Path, *arguments: str, table: str = "ECHO") -> str:
+    """What the extra command says in a process of its own, whose Hub library reads the setting."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_HUB")}
+    code = (
+        "import sys, extra_command\n"
+        "from gptoss_ft.cli import main\n"
+        f"main(sys.argv[1:], [extra_command.{table}])"
+    )
+    environment["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), str(HELPERS)])
+    done = subprocess.run(
+        [sys.executable, "-c", code, "echo", *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
-def test_an_interrupt_exits_with_130(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("arguments", "offline"),
+    [
+        ([], True),
+        (["hub=false"], True),
+        (["hub=0"], True),
+        (["hub=true"], False),
+        (["hub=1"], False),
+        (["hub=yes"], False),
+        (["+hub=true"], False),
+        (["++hub=True"], False),
+    ],
+)
+def test_the_network_is_off_unless_the_settings_ask_for_it(
+    tmp_path: Path, arguments: list[str], offline: bool
 ) -> None:
-    def interrupted(composed: Any) -> int:
-        raise KeyboardInterrupt
-
-    monkeypatch.setitem(cli._ACTIONS, "tiny", interrupted)
-    assert run("tiny", ["out=x"]) == 130
-    assert "interrupted" in capsys.readouterr().err
+    said = _echoed(tmp_path, *arguments)
+    assert f"HF_HUB_OFFLINE={int(offline)}\nconstant {offline}\n" in said
 
 
-def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(composed: Any) -> int:
-        raise ZeroDivisionError
+def test_a_recipe_may_ask_for_the_network(tmp_path: Path) -> None:
+    for folder in ("sft", "part"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "part" / "usual.yaml").write_text("path: here\n")
+    (tmp_path / "sft" / "online.yaml").write_text("# @package _global_\nhub: true\n")
+    (tmp_path / "sft" / "offline.yaml").write_text("# @package _global_\ntimes: 1\n")
+    (tmp_path / "echo.yaml").write_text(
+        "defaults: [echo_schema, quiet, part: usual, _self_, sft: null,"
+        " override hydra/job_logging: none, override hydra/hydra_logging: none]\n"
+    )
+    own = ("--config-dir", str(tmp_path))
+    said = _echoed(tmp_path, *own, "sft=online", table="RECIPE_ECHO")
+    assert "HF_HUB_OFFLINE=0\nconstant False\n" in said
+    assert "recipe 'online', job None, given ['sft']" in said
+    said = _echoed(tmp_path, *own, "sft=offline", table="RECIPE_ECHO")
+    assert "HF_HUB_OFFLINE=1\nconstant True\n" in said
 
-    monkeypatch.setitem(cli._ACTIONS, "tiny", broken)
+
+def test_a_sweep_is_online_or_offline(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("echo", ["-m", "hub=false,true"], [ECHO]) == 2
+    assert "online or offline" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_settings_are_read_before_anything_heavy(command: Command) -> None:
+    """The Hub's library must not be imported before the settings say whether it may be online."""
+    if command.name == "train":
+        pytest.xfail("TRL's configuration classes are imported with the settings")
+    module = command.options.partition(":")[0]
+    heavy = ("torch", "transformers", "huggingface_hub", "datasets", "peft", "trl")
+    code = f"import sys, gptoss_ft.cli, {module}; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_telemetry_is_off(tmp_path: Path) -> None:
+    assert "HF_HUB_DISABLE_TELEMETRY=1\n" in _echoed(tmp_path)
+
+
+def test_a_table_with_one_more_command(capsys: pytest.CaptureFixture[str]) -> None:
+    table = (*COMMANDS, ECHO)
+    with pytest.raises(SystemExit) as done:
+        cli.main(["echo", "prompt=Olá, (y)=z", "times=3", "model=a/b", "+part.path=~/x"], table)
+    assert done.value.code == 2, "the command's own exit code, one less than times"
+    said = capsys.readouterr().out
+    assert "prompt Olá, (y)=z\n" in said
+    assert "recipe '', job None, given ['model', 'part.path', 'prompt', 'times']" in said
+    assert run("echo", ["times=1"], table) == 0
+    assert run("echo", ["tims=1"], table) == 2
+    assert "did you mean times?" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["--help"], table)
+    assert "  echo       say it again" in capsys.readouterr().out
+    assert run("echo", []) == 2, "the package's own table is as it was"
+
+
+def test_a_sweeper_is_given_the_objective(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    callback = "+hydra.callbacks.seen._target_=extra_command.Objectives"
+    assert run("echo", ["-m", "times=1,3,2", callback], [ECHO]) == 2, "the largest exit code"
+    said = capsys.readouterr().out
+    assert [line for line in said.splitlines() if line.startswith("objective")] == [
+        "objective 1.0",
+        "objective 3.0",
+        "objective 2.0",
+    ]
+    assert [f"job {job}," in said for job in range(4)] == [True, True, True, False]
+
+
+def test_the_help_of_a_command_shows_its_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("echo", ["--help"], [ECHO]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "gptoss-ft echo key=value …",
+        "",
+        "say it again",
+        "",
+        "Settings:",
+        "  prompt=TEXT",
+        "      taken as it is typed.",
+        "  model=PATH",
+        "      taken as they are typed, too.",
+        "  out=PATH",
+        "      taken as they are typed, too.",
+        "  times=INTEGER   (default: 1)",
+        "      how often.",
+        "  end=TEXT",
+        "      `interrupt`, `bug` or `error`, or empty.",
+        "  hub=true|false   (default: false)",
+        "      whether the network may be used.",
+        "  part.…",
+        "      one.",
+        "  part.path=PATH",
+        "      where it is.",
+    ]
+    assert run("merge", ["-h"]) == 0
+    said = capsys.readouterr().out
+    assert "  to=mxfp4|bf16   (default: mxfp4)\n" in said
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_every_setting_has_a_doc(command: Command) -> None:
+    undocumented = [item.key for item in settings(command.load_options()) if not item.doc]
+    assert undocumented == []
+
+
+def test_an_interrupt_exits_with_130(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("echo", ["end=interrupt"], [ECHO]) == 130
+    assert "interrupted; nothing was lost\n" in capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
-        run("tiny", ["out=x"])
+        run("echo", ["end=bug"], [ECHO])
+
+
+def test_an_expected_error_has_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("echo", ["end=error"], [ECHO]) == 2
+    assert capsys.readouterr().err == "error: end: asked for an error\n"

@@ -51,7 +51,7 @@ def test_the_command(
         ([], ["say model=DIR", "say out=PATH", "unknown target"]),
         (["model=m", "out=o", "to=gguff"], ["one of openai, gguf, gguf-lora", "m: there is no"]),
         (["model=m", "out=o", "to=gguf"], ["say out=o.gguf", "m: there is no model folder"]),
-        (["model=m", "out=o", "to=openai", "dtype=f32"], ["cannot hold this", "one of mxfp4"]),
+        (["model=m", "out=o", "to=openai", "dtype=f32"], ["cannot hold this", "write mxfp4"]),
         (["model=m", "out=o", "to=lmstudio", "name=a/b"], ["must be one name"]),
         (["model=m", "adapter=a", "out=o", "to=vllm"], ["no model folder", "no adapter folder"]),
         (["modle=m"], ["did you mean model?"]),

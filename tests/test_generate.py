@@ -12,13 +12,15 @@ import pytest
 import torch
 from stock import load_stock
 
-from gptoss_ft import generate as module
 from gptoss_ft.adapters.model import AdapterInfo, add_adapter
 from gptoss_ft.adapters.options import AdapterOptions
 from gptoss_ft.checkpoint.digests import fingerprint
 from gptoss_ft.checkpoint.headers import open_checkpoint
+from gptoss_ft.context import Context
 from gptoss_ft.errors import AdapterError, ConfigError, DataError
-from gptoss_ft.generate import Answer, GenerateOptions, Question, answer_batch, generate
+from gptoss_ft.generate import command as module
+from gptoss_ft.generate.command import Answer, Question, answer_batch, generate, run
+from gptoss_ft.generate.options import GenerateOptions
 from gptoss_ft.harmony.parse import parse_completion
 from gptoss_ft.harmony.vocabulary import Vocabulary, load_vocabulary, special_name
 from gptoss_ft.model.load import load_model
@@ -45,7 +47,7 @@ def chats(tmp_path: Path) -> Path:
 
 def _said(options: GenerateOptions) -> tuple[int, str]:
     lines: list[str] = []
-    code = generate(options, lines.append)
+    code = run(options, Context(say=lines.append)).exit_code
     return code, "\n".join(lines)
 
 

@@ -13,9 +13,12 @@ import pytest
 import torch
 from flash_arithmetic import flash_backward, flash_forward
 
-from gptoss_ft import cli, gpu_check
+from gptoss_ft import cli
+from gptoss_ft.context import Context, Outcome
 from gptoss_ft.errors import ConfigError
-from gptoss_ft.gpu_check import GpuCheckOptions, Row, attention, check_gpu, expert_block, unpacking
+from gptoss_ft.gpu_check import command as gpu_check
+from gptoss_ft.gpu_check.command import Row, attention, expert_block, run, unpacking
+from gptoss_ft.gpu_check.options import GpuCheckOptions
 from gptoss_ft.model import load
 from gptoss_ft.model.attention import cpu as attention_cpu
 from gptoss_ft.model.attention import cuda as attention_cuda
@@ -81,7 +84,7 @@ def test_without_a_gpu_the_command_says_so(
 @pytest.mark.parametrize("device", ["tpu7", "meta", "cuda:99", "xpu"])
 def test_other_devices_are_refused(device: str) -> None:
     with pytest.raises(ConfigError, match="device"):
-        check_gpu(GpuCheckOptions(device))
+        run(GpuCheckOptions(device), Context())
 
 
 def _passes(rows: Iterator[Row]) -> list[bool]:
@@ -148,7 +151,7 @@ def test_a_failed_check_is_named_and_exits_with_1(monkeypatch: pytest.MonkeyPatc
     rows = [Row("good", 0.0, 1.0), Row("bad", 2.0, 1.0), Row("worse", math.nan)]
     monkeypatch.setattr(gpu_check, "_rows", lambda device, seed: iter(rows))
     lines: list[str] = []
-    assert check_gpu(GpuCheckOptions("cpu"), lines.append) == 1
+    assert run(GpuCheckOptions("cpu"), Context(say=lines.append)) == Outcome(1)
     assert lines[-1] == "not passed: bad, worse"
 
 

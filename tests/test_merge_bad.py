@@ -99,7 +99,7 @@ def test_all_problems_at_once(tmp_path: Path, out: Path) -> None:
 )
 def test_option_values(settings: dict[str, object], where: list[str]) -> None:
     options = MergeOptions(**{"base": "a", "adapter": "b", "out": "c", **settings})
-    found = [problem.where for problem in options.problems("merge.")]
+    found = [problem.where for problem in options.problems("merge")]
     assert found == [f"merge.{name}" for name in where]
     if where:
         with pytest.raises(MergeError):

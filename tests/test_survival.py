@@ -17,13 +17,13 @@ from gptoss_ft.adapters.model import AdaptedModel, AdapterInfo, add_adapter
 from gptoss_ft.adapters.options import AdapterOptions
 from gptoss_ft.checkpoint.digests import fingerprint
 from gptoss_ft.checkpoint.headers import open_checkpoint
-from gptoss_ft.config import asset
 from gptoss_ft.inference.token_rows import TokenRow, read_rows
 from gptoss_ft.merge.options import MergeOptions
 from gptoss_ft.merge.plan import plan_merge
 from gptoss_ft.merge.stream import merge
 from gptoss_ft.model.load import load_model
 from gptoss_ft.model.tiny import TinyOptions, write_tiny
+from gptoss_ft.resources import asset
 from gptoss_ft.verify.measure import Verification, verify
 from gptoss_ft.verify.options import VerifyOptions
 

@@ -12,7 +12,9 @@ from stock import load_stock, load_tensors, logits_and_experts
 from gptoss_ft.errors import ConfigError
 from gptoss_ft.files import sha256_file
 from gptoss_ft.harmony.vocabulary import TOKENIZER_JSON_SHA256
+from gptoss_ft.model import tiny_options
 from gptoss_ft.model.tiny import TinyOptions, write_tiny
+from gptoss_ft.mxfp4 import codec
 
 SIZES = {"hidden_size": 64, "intermediate_size": 32, "heads": 2, "kv_heads": 1}
 SMALL = TinyOptions(layers=2, experts=4, experts_per_token=2, **SIZES)
@@ -149,3 +151,7 @@ def test_all_problems_of_a_full_folder(tmp_path: Path) -> None:
     ):
         assert part in text
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_sizes_are_checked_against_the_block_of_the_format() -> None:
+    assert tiny_options.BLOCK_SIZE == codec.BLOCK_SIZE

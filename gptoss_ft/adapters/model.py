@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from gptoss_ft import __version__
 from gptoss_ft.adapters.experts import register_packed_experts
 from gptoss_ft.adapters.files import ADAPTER_INFO, TRAINED_TENSORS, Adapter
-from gptoss_ft.adapters.options import AdapterOptions, lora_config, trained_tensors
+from gptoss_ft.adapters.lora import lora_config
+from gptoss_ft.adapters.options import AdapterOptions, trained_tensors
 from gptoss_ft.adapters.trained import attach_trained, trained_layers
 from gptoss_ft.files import write_json
 from gptoss_ft.model.causal_lm import WeightedGptOss

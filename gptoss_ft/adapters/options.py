@@ -1,14 +1,12 @@
-"""Which tensors an adapter trains, as a PEFT configuration and a list of base tensors."""
+"""Which tensors an adapter trains (config group `adapter`)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from peft import LoraConfig, TaskType
-from peft.utils.constants import DUMMY_TARGET_MODULES
-
 from gptoss_ft.errors import Problem
+from gptoss_ft.validation import dotted, field_problems, number_field, path_field, unknown_choice
 
 KINDS = ("attention", "experts", "router", "lossless")
 ATTENTION_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -46,34 +44,25 @@ class AdapterOptions:
     """
 
     kinds: list[str] = field(default_factory=lambda: ["attention"])
-    r: int = 16
-    alpha: float = 32.0
-    expert_r: int = 0
+    r: int = number_field(16, least=1)
+    alpha: float = number_field(32.0, above=0)
+    expert_r: int = number_field(0, least=0)
     rslora: bool = False
-    init: str = ""
+    init: str = path_field()
 
-    def problems(self, key: str = "adapter.") -> list[Problem]:
+    def problems(self, key: str = "") -> list[Problem]:
         """Finds everything that is out of range or misspelt."""
+        where = dotted(key, "kinds")
         found = [
-            Problem("unknown adapter kind", key + "kinds", kind, f"use any of {', '.join(KINDS)}")
+            unknown_choice("unknown adapter kind", where, kind, KINDS)
             for kind in self.kinds
             if kind not in KINDS
         ]
         if not self.kinds:
             found.append(
-                Problem("nothing to train", key + "kinds", "[]", f"use any of {', '.join(KINDS)}")
+                Problem("nothing to train", where, "[]", f"write any of {', '.join(KINDS)}")
             )
-        if self.r < 1:
-            found.append(Problem("the rank must be at least 1", key + "r", str(self.r)))
-        if self.expert_r < 0:
-            found.append(
-                Problem(
-                    "must be 0 (derived from r) or a rank", key + "expert_r", str(self.expert_r)
-                )
-            )
-        if self.alpha <= 0:
-            found.append(Problem("must be above 0", key + "alpha", str(self.alpha)))
-        return found
+        return found + field_problems(self, key)
 
     def expert_rank(self, experts_per_token: int) -> int:
         """Returns the rank per expert; a token meets k experts, so r / k spends as much on it as r
@@ -82,32 +71,8 @@ class AdapterOptions:
         return self.expert_r or max(1, self.r // experts_per_token)
 
 
-def lora_config(options: AdapterOptions, experts_per_token: int) -> LoraConfig:
-    """The stock PEFT configuration of the low-rank part; only that part is in it."""
-    attention = bool({"attention", "lossless"} & set(options.kinds))
-    experts = "experts" in options.kinds
-    expert_rank = options.expert_rank(experts_per_token)
-    # The general rank is the experts' where there are any: PEFT warns of patterns on parameters.
-    rank = expert_rank if experts else options.r
-    differs = attention and experts and expert_rank != options.r
-    target_modules: list[str] | str = list(ATTENTION_MODULES) if attention else []
-    if not attention and not experts:
-        target_modules = DUMMY_TARGET_MODULES
-    return LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
-        r=rank,
-        lora_alpha=options.alpha,  # type: ignore[arg-type]  # any number will do
-        use_rslora=options.rslora,
-        lora_dropout=0.0,
-        bias="none",
-        target_modules=target_modules,
-        target_parameters=list(EXPERT_PARAMETERS) if experts else None,
-        rank_pattern=dict.fromkeys(ATTENTION_MODULES, options.r) if differs else {},
-    )
-
-
 def trained_tensors(options: AdapterOptions, base_names: Iterable[str]) -> list[str]:
-    """Names of the base tensors that are trained in full, in the order of `base_names`."""
+    """Returns the base tensors that are trained in full, in the order of `base_names`."""
     suffixes: tuple[str, ...] = ()
     if "router" in options.kinds:
         suffixes += ROUTER_TENSORS

@@ -21,7 +21,7 @@ COMPANION_FILES = (
 
 
 def checkpoint_config(base: dict[str, Any], packed: bool) -> dict[str, Any]:
-    """config.json of a checkpoint derived from a base.
+    """Returns config.json of a checkpoint derived from a base.
 
     Every key of the base is kept. Where a setting has a legacy name (released checkpoints,
     converters to other runtimes) and a current one (transformers 5), both are written, with the
@@ -51,7 +51,7 @@ def checkpoint_config(base: dict[str, Any], packed: bool) -> dict[str, Any]:
 
 
 def companion_files(base: Path) -> list[Path]:
-    """The files of a base folder that a derived checkpoint takes over unchanged."""
+    """Lists the files of a base folder that a derived checkpoint takes over unchanged."""
     return [base / name for name in COMPANION_FILES if (base / name).is_file()]
 
 

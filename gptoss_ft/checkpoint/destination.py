@@ -14,7 +14,7 @@ from gptoss_ft.files import is_empty
 def place_problems(
     out: Path, inputs: Mapping[str, Iterable[Path]], *, is_file: bool = False, begun: bool = False
 ) -> Iterator[Problem]:
-    """Whether `out` is one of the inputs, is in use, or cannot be written to.
+    """Checks whether `out` is one of the inputs, is in use, or cannot be written to.
 
     Args:
         out: what is to be created: a folder, or a file.
@@ -44,7 +44,7 @@ def place_problems(
 
 
 def space_problems(out: Path, needed: int, free: int) -> Iterator[Problem]:
-    """Whether `needed` more bytes fit into the `free` ones of the disk of `out`."""
+    """Checks whether `needed` more bytes fit into the `free` ones of the disk of `out`."""
     if needed > free:
         yield Problem(
             "the disk has too little space",
@@ -55,10 +55,10 @@ def space_problems(out: Path, needed: int, free: int) -> Iterator[Problem]:
 
 
 def free_bytes(out: Path) -> int:
-    """Free space where `out` is or will be."""
+    """Returns the free space on the disk of `out`, which need not exist yet."""
     return shutil.disk_usage(existing_parent(out)).free
 
 
 def existing_parent(path: Path) -> Path:
-    """The path itself, or the nearest folder above it that exists."""
+    """Returns the path itself, or the nearest folder above it that exists."""
     return next(parent for parent in (path, *path.absolute().parents) if parent.exists())

@@ -11,7 +11,7 @@ CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.jinja"]
 
 
 def locate_checkpoint(name: str, hub: bool, key: str) -> Path:
-    """The checkpoint's folder; a Hub id is downloaded when the network is allowed.
+    """Finds the checkpoint's folder; a Hub id is downloaded when the network is allowed.
 
     Args:
         name: a folder, or a Hub id such as `openai/gpt-oss-20b`.

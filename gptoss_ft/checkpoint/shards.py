@@ -80,7 +80,7 @@ def write_joined(path: Path, tensors: list[Joined], progress: tqdm) -> None:
 
 
 def safetensors_header(tensors: Iterable[Stored]) -> bytes:
-    """What stands before the tensors of a file, which follow in this order."""
+    """Builds the header of a file whose tensors follow in this order."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for tensor in tensors:

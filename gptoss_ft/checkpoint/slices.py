@@ -17,7 +17,7 @@ PART_BYTES = 4 << 20
 
 
 def row_parts(info: TensorInfo, part_bytes: int = PART_BYTES) -> Iterator[torch.Tensor]:
-    """A stored tensor, as many rows at a time as fit in `part_bytes`, at least one.
+    """Yields a stored tensor, as many rows at a time as fit in `part_bytes`, at least one.
 
     All parts share one buffer: each is valid until the next one is asked for.
 
@@ -38,7 +38,7 @@ def row_parts(info: TensorInfo, part_bytes: int = PART_BYTES) -> Iterator[torch.
 
 
 def experts(base: tuple[TensorInfo, ...]) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Expert by expert, its part of each of several tensors `[E, …]`, in shared buffers."""
+    """Yields, expert by expert, its part of each of several tensors `[E, …]`, in shared buffers."""
     for parts in zip(*(row_parts(info, 1) for info in base), strict=True):
         yield tuple(part[0] for part in parts)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +10,7 @@ from gptoss_ft.data.formats import FORMATS
 from gptoss_ft.errors import Problem
 from gptoss_ft.harmony.options import RenderOptions
 from gptoss_ft.harmony.vocabulary import CONTEXT_TOKENS
-
-CHOICES = {
-    "on_too_long": ("drop", "error", "truncate"),
-    "duplicates": ("keep", "drop"),
-    "without_analysis": ("keep", "low", "drop"),
-}
+from gptoss_ft.validation import choice_field, dotted, field_problems, number_field, path_field
 
 
 @dataclass
@@ -32,25 +25,20 @@ class SourceOptions:
         split: split of a Hub dataset.
     """
 
-    path: str = ""
-    format: str = ""
-    weight: float = 1.0
+    path: str = path_field()
+    format: str = choice_field("", ("", *FORMATS), "unknown format")
+    weight: float = number_field(
+        1.0, above=0, mend="write a number above 0; leave the source out to not use it"
+    )
     split: str = "train"
 
-    def problems(self, key: str) -> list[Problem]:
+    def problems(self, key: str = "") -> list[Problem]:
         """Finds values out of range; `key` is the config prefix, such as `data.sources[0]`."""
         found = []
         if not self.path:
-            found.append(Problem("no data file given", f"{key}.path", mend="write its path"))
-        if self.format and self.format not in FORMATS:
-            near = difflib.get_close_matches(self.format, FORMATS, 1)
-            mend = f"did you mean {near[0]}? " if near else ""
-            mend += f"choose from: {', '.join(FORMATS)}"
-            found.append(Problem("unknown format", f"{key}.format", repr(self.format), mend))
-        if not (math.isfinite(self.weight) and self.weight > 0):
-            mend = "write a number above 0; leave the source out to not use it"
-            found.append(Problem("out of range", f"{key}.weight", str(self.weight), mend))
-        return found
+            where = dotted(key, "path")
+            found.append(Problem("no data file given", where, mend="write its path"))
+        return found + field_problems(self, key)
 
 
 @dataclass
@@ -83,20 +71,20 @@ class DataOptions:
         render: see `RenderOptions`.
     """
 
-    path: str = ""
-    format: str = ""
+    path: str = path_field()
+    format: str = choice_field("", ("", *FORMATS), "unknown format")
     sources: list[SourceOptions] = field(default_factory=list)
-    validation_path: str | None = None
-    validation_split: float = 0.0
-    validation_count: int = 0
-    max_length: int = 4096
+    validation_path: str | None = path_field(None)
+    validation_split: float = number_field(0.0, least=0, below=1)
+    validation_count: int = number_field(0, least=0)
+    max_length: int = number_field(4096, least=1, most=CONTEXT_TOKENS)
     packing: bool = True
-    on_too_long: str = "drop"
-    duplicates: str = "keep"
-    without_analysis: str = "keep"
+    on_too_long: str = choice_field("drop", ("drop", "error", "truncate"))
+    duplicates: str = choice_field("keep", ("keep", "drop"))
+    without_analysis: str = choice_field("keep", ("keep", "low", "drop"))
     seed: int = 0
-    workers: int = 0
-    cache: str = ""
+    workers: int = number_field(0, least=0)
+    cache: str = path_field()
     render: RenderOptions = field(default_factory=RenderOptions)
 
     @property
@@ -114,58 +102,42 @@ class DataOptions:
         """Whether rows are held out for evaluation."""
         return bool(self.validation_path or self.validation_split or self.validation_count)
 
-    def problems(self, key: str) -> list[Problem]:
+    def problems(self, key: str = "") -> list[Problem]:
         """Finds values out of range and contradictions; `key` is the config prefix, such as
         `data`.
         """
-        found = [*self._source_problems(key), *self._validation_problems(key)]
-        if not 1 <= self.max_length <= CONTEXT_TOKENS:
-            mend = f"write a number of tokens from 1 to {CONTEXT_TOKENS}"
-            found.append(Problem("out of range", f"{key}.max_length", str(self.max_length), mend))
-        for name, choices in CHOICES.items():
-            value = getattr(self, name)
-            if value not in choices:
-                mend = f"write one of {', '.join(choices)}"
-                found.append(Problem("unknown choice", f"{key}.{name}", repr(value), mend))
-        if self.workers < 0:
-            found.append(Problem("must not be negative", f"{key}.workers", str(self.workers)))
-        return found + self.render.problems(f"{key}.render")
+        return [
+            *self._source_problems(key),
+            *self._validation_problems(key),
+            *field_problems(self, key),
+            *self.render.problems(dotted(key, "render")),
+        ]
 
     def _source_problems(self, key: str) -> list[Problem]:
         if self.sources and self.path:
             mend = "put the path among the sources, or leave the sources out"
-            where = f"{key}.path, {key}.sources"
+            where = f"{dotted(key, 'path')}, {dotted(key, 'sources')}"
             return [Problem("data is given twice", where, repr(self.path), mend)]
         if not self.sources and not self.path:
             mend = "write data.path=FILE.jsonl"
-            return [Problem("no data file given", f"{key}.path", mend=mend)]
-        if not self.sources:
-            return SourceOptions(self.path, self.format).problems(key)
+            return [Problem("no data file given", dotted(key, "path"), mend=mend)]
         return [
             problem
             for index, source in enumerate(self.sources)
-            for problem in source.problems(f"{key}.sources[{index}]")
+            for problem in source.problems(dotted(key, f"sources[{index}]"))
         ]
 
     def _validation_problems(self, key: str) -> list[Problem]:
-        found = []
-        if not (math.isfinite(self.validation_split) and 0 <= self.validation_split < 1):
-            mend = "write a share from 0 to below 1, such as 0.1"
-            value = str(self.validation_split)
-            found.append(Problem("out of range", f"{key}.validation_split", value, mend))
-        if self.validation_count < 0:
-            value = str(self.validation_count)
-            found.append(Problem("must not be negative", f"{key}.validation_count", value))
         given = [
             name
             for name in ("validation_path", "validation_split", "validation_count")
             if getattr(self, name)
         ]
-        if len(given) > 1:
-            where = ", ".join(f"{key}.{name}" for name in given)
-            mend = f"give one of {' and '.join(given)}"
-            found.append(Problem("several sources of validation rows", where, mend=mend))
-        return found
+        if len(given) < 2:
+            return []
+        where = ", ".join(dotted(key, name) for name in given)
+        mend = f"give one of {' and '.join(given)}"
+        return [Problem("several sources of validation rows", where, mend=mend)]
 
 
 def cache_folder(cache: str) -> Path:

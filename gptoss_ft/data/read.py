@@ -8,7 +8,6 @@ files, else its row number, from 1.
 from __future__ import annotations
 
 import csv
-import difflib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 from gptoss_ft.data.formats.common import quote
 from gptoss_ft.data.options import SourceOptions
 from gptoss_ft.errors import DataError, Problem
+from gptoss_ft.validation import close_matches
 
 CHUNK_ROWS = 256
 # A chunk is closed early when its rows are long, so that workers stay evenly busy.
@@ -241,7 +241,7 @@ def _missing(path: Path) -> Problem:
         mend = "correct the path, or say hub=true for a dataset on the Hub"
         return Problem("no such file", str(path), f"no folder {folder}", mend)
     names = sorted(entry.name for entry in folder.iterdir())
-    near = difflib.get_close_matches(path.name, names, 3, 0.5)
+    near = close_matches(path.name, names, cutoff=0.5)
     near = near or [name for name in names if name.endswith(SUFFIXES)][:3]
     mend = f"did you mean {' or '.join(str(folder / name) for name in near)}?" if near else ""
     return Problem("no such file", str(path), mend=mend or "correct the path")

@@ -9,6 +9,7 @@ from typing import Protocol
 from tqdm import tqdm
 
 from gptoss_ft.checkpoint.destination import free_bytes, place_problems, space_problems
+from gptoss_ft.context import Context, Outcome
 from gptoss_ft.errors import ExportError, Problem
 from gptoss_ft.export.options import ExportOptions
 from gptoss_ft.export.source import Source, open_source
@@ -53,20 +54,20 @@ class ExportPlan:
     nbytes: int
 
 
-def run_export(options: ExportOptions) -> int:
-    """Exports, or with `dry_run` shows what would be done; returns the exit code.
+def run(options: ExportOptions, context: Context) -> Outcome:
+    """Exports, or with `dry_run` shows what would be done.
 
     Raises:
         ExportError: refused, or stopped by the disk; nothing is under the output's name.
     """
     plan = plan_export(options)
-    print("\n".join(plan_lines(plan)))
+    context.say("\n".join(plan_lines(plan)))
     if options.dry_run:
-        print("", plan.target.serve(plan.source, options), sep="\n")
-        return 0
+        context.say(f"\n{plan.target.serve(plan.source, options)}")
+        return Outcome()
     serve_file = write_export(plan)
-    print(f"written to {options.place}; how to serve it: {serve_file}")
-    return 0
+    context.say(f"written to {options.place}; how to serve it: {serve_file}")
+    return Outcome()
 
 
 def plan_export(options: ExportOptions) -> ExportPlan:

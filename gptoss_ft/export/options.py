@@ -7,6 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptoss_ft.errors import Problem
+from gptoss_ft.validation import (
+    choice_field,
+    dotted,
+    field_problems,
+    path_field,
+    text_field,
+    unknown_choice,
+)
 
 # What each target can hold, its default first.
 TARGETS = {
@@ -39,13 +47,13 @@ class ExportOptions:
         dry_run: show the plan only.
     """
 
-    model: str = ""
-    adapter: str = ""
-    out: str = ""
-    to: str = ""
+    model: str = path_field()
+    adapter: str = path_field()
+    out: str = path_field()
+    to: str = choice_field("", TARGETS, "unknown target")
     dtype: str = ""
-    name: str = ""
-    publisher: str = "gptoss-ft"
+    name: str = text_field()
+    publisher: str = text_field("gptoss-ft")
     dry_run: bool = False
 
     @property
@@ -76,30 +84,32 @@ class ExportOptions:
 
     def problems(self, key: str = "") -> list[Problem]:
         """Finds everything wrong with the values themselves, without looking at the disk."""
-        return [*self._path_problems(key), *self._choice_problems(key)]
+        return [
+            *self._path_problems(key),
+            *field_problems(self, key),
+            *self._target_problems(key),
+        ]
 
     def _path_problems(self, key: str) -> Iterator[Problem]:
+        where = dotted(key, "out")
         if not self.model:
-            yield Problem("must name a folder", f"{key}model", mend="say model=DIR")
+            yield Problem("must name a folder", dotted(key, "model"), mend="say model=DIR")
         if not self.out:
-            yield Problem("must name what to write", f"{key}out", mend="say out=PATH")
+            yield Problem("must name what to write", where, mend="say out=PATH")
         suffix = FILE_TARGETS.get(self.to)
         if self.out and suffix and Path(self.out).suffix != suffix:
             mend = f"say out={Path(self.out).with_suffix(suffix)}"
-            yield Problem(f"to={self.to} writes one {suffix} file", f"{key}out", self.out, mend)
+            yield Problem(f"to={self.to} writes one {suffix} file", where, self.out, mend)
         for field in ("name", "publisher"):
             value = getattr(self, field)
             if "/" in value or value in (".", ".."):
-                yield Problem("must be one name, without slashes", key + field, value)
+                yield Problem("must be one name, without slashes", dotted(key, field), value)
 
-    def _choice_problems(self, key: str) -> Iterator[Problem]:
+    def _target_problems(self, key: str) -> Iterator[Problem]:
         known = TARGETS.get(self.to)
-        if known is None:
-            mend = "one of " + ", ".join(TARGETS)
-            yield Problem("unknown target", f"{key}to", repr(self.to), mend)
-        elif self.dtype and self.dtype not in known:
+        if self.dtype and known and self.dtype not in known:
             what = f"to={self.to} cannot hold this"
-            yield Problem(what, f"{key}dtype", repr(self.dtype), "one of " + ", ".join(known))
+            yield unknown_choice(what, dotted(key, "dtype"), self.dtype, known)
         if self.to == "lmstudio" and not self.publisher:
             mend = "say publisher=NAME: LM Studio looks for models in publisher/model"
-            yield Problem("must be a name", f"{key}publisher", mend=mend)
+            yield Problem("must be a name", dotted(key, "publisher"), mend=mend)

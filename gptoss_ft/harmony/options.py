@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
-import math
 import re
 from dataclasses import dataclass, field
 
 from gptoss_ft.errors import Problem
 from gptoss_ft.harmony.messages import EFFORTS
+from gptoss_ft.validation import (
+    Range,
+    choice_field,
+    dotted,
+    field_problems,
+    number_problem,
+    text_field,
+    unknown_choice,
+)
 
 CHANNELS = ("analysis", "commentary", "final", "tool_call")
 TURNS = ("all", "last")
@@ -41,41 +48,29 @@ class RenderOptions:
             the weight of the message. The token that ends a message has the message's weight.
     """
 
-    identity: str = "You are ChatGPT, a large language model trained by OpenAI."
+    identity: str = text_field("You are ChatGPT, a large language model trained by OpenAI.")
     knowledge_cutoff: str = "2024-06"
     date: str = "2025-06-28"
-    effort: str = "medium"
-    turns: str = "all"
-    tool_call_header: str = "role"
-    constrain: str = "token"
+    effort: str = choice_field("medium", EFFORTS, "unknown effort")
+    turns: str = choice_field("all", TURNS, "unknown turns")
+    tool_call_header: str = choice_field("role", TOOL_CALL_HEADERS, "unknown tool_call_header")
+    constrain: str = choice_field("token", CONSTRAINS, "unknown constrain")
     weights: dict[str, float] = field(default_factory=_full_weights)
 
-    def problems(self, key: str) -> list[Problem]:
+    def problems(self, key: str = "") -> list[Problem]:
         """Finds values out of range; `key` is the config prefix, such as `data.render`."""
-        problems = []
-        for name, value, allowed in (
-            ("effort", self.effort, EFFORTS),
-            ("turns", self.turns, TURNS),
-            ("tool_call_header", self.tool_call_header, TOOL_CALL_HEADERS),
-            ("constrain", self.constrain, CONSTRAINS),
-        ):
-            if value not in allowed:
-                mend = f"write one of {', '.join(allowed)}"
-                problems.append(Problem(f"unknown {name}", f"{key}.{name}", repr(value), mend))
+        problems = field_problems(self, key)
         if self.date and not re.fullmatch(r"\d{4}-\d{2}-\d{2}", self.date):
-            mend = "write YYYY-MM-DD"
-            problems.append(Problem("not a date", f"{key}.date", repr(self.date), mend))
-        return problems + self._weight_problems(f"{key}.weights")
+            where, mend = dotted(key, "date"), "write YYYY-MM-DD"
+            problems.append(Problem("not a date", where, repr(self.date), mend))
+        return problems + self._weight_problems(dotted(key, "weights"))
 
     def _weight_problems(self, key: str) -> list[Problem]:
-        problems = []
+        problems: list[Problem | None] = []
         for channel, weight in self.weights.items():
-            where = f"{key}.{channel}"
-            if channel not in CHANNELS:
-                near = difflib.get_close_matches(channel, CHANNELS, 1)
-                mend = f"did you mean {near[0]}?" if near else f"use one of {', '.join(CHANNELS)}"
-                problems.append(Problem("unknown channel", where, mend=mend))
-            elif not (math.isfinite(weight) and weight >= 0):
-                mend = "write a number of at least 0"
-                problems.append(Problem("weight out of range", where, str(weight), mend))
-        return problems
+            where = dotted(key, channel)
+            if channel in CHANNELS:
+                problems.append(number_problem(where, weight, Range(least=0)))
+            else:
+                problems.append(unknown_choice("unknown channel", where, channel, CHANNELS))
+        return [problem for problem in problems if problem]

@@ -50,7 +50,7 @@ def _declaration(tool: ToolSpec) -> str:
 
 
 def _lines(text: str) -> list[str]:
-    """Splits lines at \\n or \\r\\n only; a last empty line does not count."""
+    """Splits lines at \n or \r\n only; a last empty line does not count."""
     *ended, last = text.split("\n")
     lines = [line.removesuffix("\r") for line in ended]
     return [*lines, last] if last else lines

@@ -110,7 +110,9 @@ class Calibration:
         return inputs, self._held_out[tokens]
 
     def _activation(self, inputs: torch.Tensor, expert: int) -> torch.Tensor:
-        """The expert's gated activation in the tuned model, `[n, hidden] -> [n, intermediate]`."""
+        """Computes the expert's gated activation in the tuned model, `[n, hidden] -> [n,
+        intermediate]`.
+        """
         stem = f"{self._prefix}.gate_up_proj"
         blocks = self.checkpoint.read(f"{stem}_blocks")[expert]
         weight = unpack(blocks, self.checkpoint.read(f"{stem}_scales")[expert])
@@ -151,7 +153,7 @@ def round_expert(
     update: Factors,
     bias: torch.Tensor,
 ) -> CalibratedExpert:
-    """GPTQ on the kept scales, then the bias that makes the mean output right.
+    """Rounds by GPTQ on the kept scales, then corrects the bias so that the mean output is right.
 
     The mean error goes into the bias, so that the rounding has to mind only the inputs' deviations
     from their mean.
@@ -225,7 +227,7 @@ def calibration_rows(model: Path, file: Path, count: int) -> list[TokenRow]:
 
 
 def _within(rows: Sequence[TokenRow], tokens: int) -> list[TokenRow]:
-    """Returns the first rows that fit into a number of tokens."""
+    """Takes the first rows that fit into a number of tokens."""
     used: list[TokenRow] = []
     total = 0
     for row in rows:

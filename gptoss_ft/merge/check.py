@@ -22,7 +22,7 @@ from gptoss_ft.mxfp4.codec import NAN_SCALE
 
 
 def file_problems(options: MergeOptions) -> Iterator[Problem]:
-    """What is wrong with `calibration` and `out` on the disk."""
+    """Finds what is wrong with `calibration` and `out` on the disk."""
     if options.calibration and not Path(options.calibration).is_file():
         mend = "give a file of conversations, best the training data"
         yield Problem("there is no such file", f"calibration={options.calibration}", mend=mend)
@@ -31,7 +31,7 @@ def file_problems(options: MergeOptions) -> Iterator[Problem]:
 
 
 def _out_problems(options: MergeOptions) -> Iterator[Problem]:
-    """Whether `out` is one of the inputs, is in use, or cannot be written to."""
+    """Checks whether `out` is one of the inputs, is in use, or cannot be written to."""
     out = Path(options.out)
     inputs = {"base": [Path(options.base)] if options.base else [], "adapter": options.adapters}
     begun = any((out / name).is_file() for name in (JOURNAL_NAME, MANIFEST_NAME))
@@ -41,7 +41,7 @@ def _out_problems(options: MergeOptions) -> Iterator[Problem]:
 
 
 def begun_problems(options: MergeOptions, inputs: dict[str, Any]) -> list[Problem]:
-    """Whether `out` holds a merge, begun or finished, of something else."""
+    """Checks whether `out` holds a merge, begun or finished, of something else."""
     problems: list[Problem] = []
     for name in (JOURNAL_NAME, MANIFEST_NAME):
         path = Path(options.out) / name
@@ -54,7 +54,7 @@ def begun_problems(options: MergeOptions, inputs: dict[str, Any]) -> list[Proble
 
 
 def base_problems(options: MergeOptions, checkpoint: Checkpoint) -> Iterator[Problem]:
-    """Whether a base of this layout and these dtypes can be merged to the target."""
+    """Checks whether a base of this layout and these dtypes can be merged to the target."""
     if options.to == "mxfp4" and not checkpoint.is_packed:
         yield Problem(
             "a dense base cannot be merged to MXFP4",
@@ -73,7 +73,7 @@ def base_problems(options: MergeOptions, checkpoint: Checkpoint) -> Iterator[Pro
 
 
 def calibration_problems(options: MergeOptions) -> list[Problem]:
-    """Lists what is wrong with the rows to calibrate on: bad ones, or too few."""
+    """Finds bad rows, or too few, among those to calibrate on."""
     if not options.calibration:
         return []
     from gptoss_ft.merge.calibrate import calibration_rows  # the model and the renderer
@@ -88,7 +88,7 @@ def calibration_problems(options: MergeOptions) -> list[Problem]:
 def with_experts(
     options: MergeOptions, changes: Changes, checkpoint: Checkpoint
 ) -> tuple[MergeOptions, list[Problem]]:
-    """The options with `experts` filled in, and whether the choice suits the adapters."""
+    """Fills in `experts` and checks that the choice suits the adapters."""
     stems = changes.expert_stems
     if options.to != "mxfp4":
         return options, []
@@ -123,7 +123,7 @@ def _nearest_problem(checkpoint: Checkpoint, adapter: str, stems: list[str]) -> 
 
 
 def unconsumed(tensors: Iterable[PlannedTensor], changes: Changes) -> Iterator[Problem]:
-    """Adapter tensors that the plan does not use exactly once."""
+    """Finds adapter tensors that the plan does not use exactly once."""
     used: Counter[object] = Counter()
     for tensor in tensors:
         for update in tensor.updates:
@@ -140,7 +140,7 @@ def unconsumed(tensors: Iterable[PlannedTensor], changes: Changes) -> Iterator[P
 
 
 def disk_problems(plan: MergePlan) -> Iterator[Problem]:
-    """Whether the output fits on the disk; what is there of a merge begun before counts."""
+    """Checks whether the output fits on the disk; what a merge begun before has written counts."""
     out = Path(plan.options.out)
     companions = companion_files(plan.checkpoint.path)
     there = sum(
@@ -151,7 +151,7 @@ def disk_problems(plan: MergePlan) -> Iterator[Problem]:
 
 
 def _calibration_bytes(plan: MergePlan) -> int:
-    """What calibration keeps on the disk until the end, at most."""
+    """Bounds what calibration keeps on the disk until the end."""
     if plan.options.experts != "gptq":
         return 0
     from gptoss_ft.merge.calibrate import TOKENS  # the model and the renderer
@@ -161,7 +161,7 @@ def _calibration_bytes(plan: MergePlan) -> int:
 
 
 def scale_problems(tensors: Iterable[PlannedTensor]) -> Iterator[Problem]:
-    """NaN scales of experts that will be unpacked; what is copied is not looked at."""
+    """Finds NaN scales of experts that will be unpacked; copied ones are not read."""
     for tensor in tensors:
         scales = [info for info in tensor.base if info.name.endswith("_scales")]
         if len(tensor.base) == 2:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from gptoss_ft.context import Context, Outcome, Say
 from gptoss_ft.merge.estimate import speeds
 from gptoss_ft.merge.options import MergeOptions
 from gptoss_ft.merge.plan import plan_merge
@@ -11,25 +12,26 @@ from gptoss_ft.merge.report import plan_lines, summary_lines, tensor_lines
 from gptoss_ft.merge.stream import MergeResult, merge
 
 
-def run_merge(options: MergeOptions) -> int:
-    """Merges, or with `dry_run` shows what would be done; returns the exit code.
+def run(options: MergeOptions, context: Context) -> Outcome:
+    """Merges, or with `dry_run` shows what would be done.
 
-    1 means that rounding loses more than the limit and the checkpoint was left unfinished.
+    Exit code 1 means that rounding loses more than the limit and that the checkpoint was left
+    unfinished.
 
     Raises:
         MergeError: nothing was written, or the disk is full.
     """
     plan = plan_merge(options)
-    print("\n".join(plan_lines(plan)))
+    context.say("\n".join(plan_lines(plan)))
     if options.dry_run:
-        print("", *tensor_lines(plan, speeds(plan)), sep="\n")
-        return 0
-    return _show(merge(plan))
+        context.say("\n".join(["", *tensor_lines(plan, speeds(plan))]))
+        return Outcome()
+    return Outcome(_show(merge(plan), context.say))
 
 
-def _show(result: MergeResult) -> int:
+def _show(result: MergeResult, say: Say) -> int:
     if result.statistics:
-        print("", *summary_lines(result.statistics), "", sep="\n")
+        say("\n".join(["", *summary_lines(result.statistics), ""]))
     if result.problems:
         print(
             f"not finished: {result.out} lacks its manifest",
@@ -39,7 +41,7 @@ def _show(result: MergeResult) -> int:
         )
         return 1
     if result.was_complete:
-        print(f"{result.out} holds this merge already, whole")
+        say(f"{result.out} holds this merge already, whole")
     else:
-        print(f"merged checkpoint written to {result.out}")
+        say(f"merged checkpoint written to {result.out}")
     return 0

@@ -16,7 +16,7 @@ from gptoss_ft.mxfp4.codec import BLOCK_SIZE
 
 
 def speeds(plan: MergePlan) -> dict[MergeAction, float]:
-    """Bytes of output per CPU second for every action of a plan, hashing included.
+    """Measures the bytes of output per CPU second for every action of a plan, hashing included.
 
     Reads and computes two parts of the largest tensor of each action and writes nothing; the
     second part counts, where there is one, because the first pays for what is done once. The pass

@@ -48,7 +48,7 @@ class ExpertAdapter:
     config: dict[str, Any] = field(repr=False)
 
     def info(self, base_fingerprint: str, version: str) -> dict[str, Any]:
-        """gptoss_ft.json of its folder; its base is the merged checkpoint around it."""
+        """Returns the gptoss_ft.json of its folder; its base is the merged checkpoint around it."""
         origin = {"base": "..", "base_fingerprint": base_fingerprint, "version": version}
         return {"format": FORMAT, "kinds": ["experts"], **origin}
 
@@ -86,7 +86,7 @@ def _joined_shape(infos: list[TensorInfo], factor: str) -> tuple[int, ...]:
 
 
 def _key(stem: str, changes: Changes, factor: str) -> str:
-    """PEFT's key: the parameter declared last is wrapped outermost."""
+    """Returns PEFT's key: the parameter declared last is wrapped outermost."""
     module, _, name = stem.rpartition(".")
     wrapped = [name for name in EXPERT_PARAMETERS if f"{module}.{name}" in changes.updates]
     depth = len(wrapped) - 1 - wrapped.index(name)
@@ -94,7 +94,7 @@ def _key(stem: str, changes: Changes, factor: str) -> str:
 
 
 def _config(changes: Changes, source: dict[str, Any], layers: int) -> dict[str, Any]:
-    """adapter_config.json: the source's, with the experts as its only targets."""
+    """Returns adapter_config.json: the source's, with the experts as its only targets."""
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
     for stem in changes.expert_stems:
@@ -125,7 +125,7 @@ def _most_common(values: dict[str, Any]) -> Any:
 
 
 def _targets(changes: Changes, layers: int) -> list[str]:
-    """Short names where every layer has the same projections, else every stem."""
+    """Returns short names where every layer has the same projections, else every stem."""
     found: dict[str, set[str]] = defaultdict(set)
     for stem in changes.expert_stems:
         module, _, name = stem.rpartition(".")
@@ -137,7 +137,9 @@ def _targets(changes: Changes, layers: int) -> list[str]:
 
 
 def joined_factor(factor: str, parts: tuple[LoraFactors, ...]) -> torch.Tensor:
-    """The values of a factor `A` or `B`: the source's own, or the joined parts in float32."""
+    """Returns the values of a factor `A` or `B`: the source's own, or the joined parts in
+    float32.
+    """
     if len(parts) == 1:
         return read_tensor(getattr(parts[0], factor))
     tensors = []

@@ -78,7 +78,7 @@ class Journal:
 
 
 def open_journal(folder: Path, inputs: dict[str, Any]) -> Journal:
-    """The journal of a merge begun in `folder`, or a new one.
+    """Opens the journal of a merge begun in `folder`, or starts a new one.
 
     Raises:
         MergeError: the folder holds a merge of something else.
@@ -94,7 +94,7 @@ def open_journal(folder: Path, inputs: dict[str, Any]) -> Journal:
 
 
 def is_complete(folder: Path, inputs: dict[str, Any]) -> bool:
-    """Whether `folder` holds this very merge, finished; every file is hashed again.
+    """Checks whether `folder` holds this very merge, finished; every file is hashed again.
 
     Raises:
         MergeError: the folder holds another checkpoint, or a file of this one was changed.
@@ -114,7 +114,7 @@ def is_complete(folder: Path, inputs: dict[str, Any]) -> bool:
 
 
 def require_same(path: Path, inputs: dict[str, Any]) -> dict[str, Any]:
-    """A journal or manifest of these inputs.
+    """Reads a journal or manifest and refuses one of other inputs.
 
     Raises:
         MergeError: it is none, or one of other inputs; each that differs is named.

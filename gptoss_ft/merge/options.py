@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_ft.errors import Problem
+from gptoss_ft.validation import choice_field, dotted, field_problems, number_field, path_field
 
 TARGETS = ("mxfp4", "bf16")
 EXPERTS = ("copy", "adapter", "gptq", "nearest")
@@ -37,17 +38,17 @@ class MergeOptions:
         dry_run: show the plan only.
     """
 
-    base: str = ""
-    adapter: Any = ""
-    out: str = ""
-    to: str = "mxfp4"
-    experts: str = ""
+    base: str = path_field()
+    adapter: Any = path_field()
+    out: str = path_field()
+    to: str = choice_field("mxfp4", TARGETS, "unknown target")
+    experts: str = choice_field("", ("", *EXPERTS), "unknown treatment of experts")
     weights: list[float] = field(default_factory=list)
-    calibration: str = ""
-    calibration_rows: int = 256
+    calibration: str = path_field()
+    calibration_rows: int = number_field(256, least=1)
     statistics: bool = True
     force: bool = False
-    max_shard_gb: float = 5.0
+    max_shard_gb: float = number_field(5.0, above=0, finite=False)
     dry_run: bool = False
 
     @property
@@ -62,52 +63,41 @@ class MergeOptions:
         return tuple(self.weights) or (1.0,) * len(self.adapters)
 
     def problems(self, key: str = "") -> list[Problem]:
-        """Everything that is wrong about the values themselves; the disk is not looked at."""
+        """Returns everything that is wrong about the values themselves; the disk is not read."""
         return [
             *self._folder_problems(key),
-            *self._choice_problems(key),
-            *self._number_problems(key),
+            *field_problems(self, key),
+            *self._experts_problems(key),
+            *self._weight_problems(key),
         ]
 
     def _folder_problems(self, key: str) -> Iterator[Problem]:
         for name in ("base", "adapter", "out"):
             if not (self.adapters if name == "adapter" else getattr(self, name)):
-                yield Problem("must name a folder", key + name, mend=f"say {name}=DIR")
+                yield Problem("must name a folder", dotted(key, name), mend=f"say {name}=DIR")
         for path, count in Counter(map(str, self.adapters)).items():
             if count > 1:
-                yield Problem(
-                    "named more than once", f"{key}adapter", path, "weigh it with weights="
-                )
+                where = dotted(key, "adapter")
+                yield Problem("named more than once", where, path, "weigh it with weights=")
 
-    def _choice_problems(self, key: str) -> Iterator[Problem]:
-        if self.to not in TARGETS:
-            yield Problem("unknown target", f"{key}to", repr(self.to), "mxfp4 or bf16")
-        if self.experts not in ("", *EXPERTS):
-            mend = "copy, adapter, gptq or nearest"
-            yield Problem("unknown treatment of experts", f"{key}experts", repr(self.experts), mend)
-        elif self.experts and self.to == "bf16":
+    def _experts_problems(self, key: str) -> Iterator[Problem]:
+        experts, calibration = dotted(key, "experts"), dotted(key, "calibration")
+        if self.experts in EXPERTS and self.to == "bf16":
             mend = "leave it out: bfloat16 holds base and update together"
-            yield Problem("only to=mxfp4 has a choice", f"{key}experts", self.experts, mend)
+            yield Problem("only to=mxfp4 has a choice", experts, self.experts, mend)
         elif self.experts == "gptq" and not self.calibration:
             mend = "say calibration=FILE with conversations like the training data"
-            yield Problem("gptq needs rows to calibrate on", f"{key}calibration", mend=mend)
+            yield Problem("gptq needs rows to calibrate on", calibration, mend=mend)
         if self.calibration and self.experts != "gptq":
             mend = "say experts=gptq, or leave it out"
-            yield Problem(
-                "only experts=gptq calibrates", f"{key}calibration", self.calibration, mend
-            )
+            yield Problem("only experts=gptq calibrates", calibration, self.calibration, mend)
 
-    def _number_problems(self, key: str) -> Iterator[Problem]:
-        if not self.max_shard_gb > 0:
-            yield Problem("must be above 0", f"{key}max_shard_gb", str(self.max_shard_gb))
-        if self.calibration_rows < 1:
-            yield Problem(
-                "must be at least 1", f"{key}calibration_rows", str(self.calibration_rows)
-            )
+    def _weight_problems(self, key: str) -> Iterator[Problem]:
+        where = dotted(key, "weights")
         if self.weights and len(self.weights) != len(self.adapters):
             found = f"{len(self.weights)} weights for {len(self.adapters)} adapters"
-            yield Problem("every adapter needs one weight", f"{key}weights", found)
+            yield Problem("every adapter needs one weight", where, found)
         for weight in self.weights:
             if not math.isfinite(weight) or weight == 0:
                 mend = "leave out an adapter that is not wanted"
-                yield Problem("must be a finite number, not 0", f"{key}weights", str(weight), mend)
+                yield Problem("must be a finite number, not 0", where, str(weight), mend)

@@ -22,7 +22,7 @@ _HEADS = ("epsilon", "changed", "max error", "saturated", "rho")
 
 
 def plan_lines(plan: MergePlan) -> list[str]:
-    """The plan as a short table, one line per action."""
+    """Formats the plan as a short table, one line per action."""
     return [
         *_sources(plan),
         f"out      {plan.options.out}",
@@ -60,7 +60,7 @@ def _totals(plan: MergePlan) -> Iterator[tuple[str, dict[str, int]]]:
 
 
 def tensor_lines(plan: MergePlan, speeds: dict[MergeAction, float]) -> list[str]:
-    """The plan tensor by tensor: what happens, how large the result is, how long it takes.
+    """Formats the plan tensor by tensor: what happens, how large the result is, how long it takes.
 
     Args:
         plan: what will be done.
@@ -80,7 +80,7 @@ def tensor_lines(plan: MergePlan, speeds: dict[MergeAction, float]) -> list[str]
 
 
 def report_value(plan: MergePlan, statistics: dict[str, TensorStatistics]) -> dict[str, Any]:
-    """merge_report.json: what the merge did to every tensor that it changed."""
+    """Builds merge_report.json: what the merge did to every tensor that it changed."""
     actions = {tensor.name: tensor.action.value for tensor in plan.tensors}
     tensors = {
         name: {"action": actions[name], **asdict(statistics[name])} for name in sorted(statistics)
@@ -104,13 +104,15 @@ def write_report(folder: Path, plan: MergePlan, statistics: dict[str, TensorStat
 
 
 def statistics_lines(statistics: dict[str, TensorStatistics]) -> list[str]:
-    """One line for every changed tensor."""
+    """Formats one line for every changed tensor."""
     rows = [(name, *_cells([statistics[name]])) for name in sorted(statistics, key=_natural)]
     return [*table(("tensor", *_HEADS), rows), "", *_LEGEND]
 
 
 def summary_lines(statistics: dict[str, TensorStatistics]) -> list[str]:
-    """One line for every kind of tensor, layers taken together, the worst of each number."""
+    """Formats one line for every kind of tensor, layers taken together, the worst of each
+    number.
+    """
     kinds: dict[str, list[TensorStatistics]] = defaultdict(list)
     for name in sorted(statistics, key=_natural):
         kinds[re.sub(r"\.\d+\.", ".*.", name)].append(statistics[name])
@@ -144,7 +146,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def rho_problems(statistics: dict[str, TensorStatistics]) -> list[Problem]:
-    """Tensors whose rounding loses more than half of the update's effect."""
+    """Finds tensors whose rounding loses more than half of the update's effect."""
     return [
         Problem(
             "rounding loses too much of the fine-tune here",
@@ -159,7 +161,7 @@ def rho_problems(statistics: dict[str, TensorStatistics]) -> list[Problem]:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Rows under heads, the first column to the left and the others to the right."""
+    """Aligns rows under heads, the first column to the left and the others to the right."""
     lines = [tuple(heads), *(tuple(row) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [

@@ -80,7 +80,7 @@ class Tally:
         self.saturated = (self.saturated or 0) + rounded.saturated
 
     def result(self) -> TensorStatistics | None:
-        """The statistics; None when nothing was counted."""
+        """Returns the statistics; None when nothing was counted."""
         if not self.parts:
             return None
         weight = math.sqrt(self.weight_square)

@@ -138,7 +138,9 @@ def _write_tensors(plan: MergePlan, journal: Journal) -> None:
 
 
 def _rounder(plan: MergePlan, journal: Journal) -> Rounder | None:
-    """Calibration for the files that are still to be rounded; kept on the disk until the end."""
+    """Calibrates for the files that are still to be rounded; the inputs stay on the disk until the
+    end.
+    """
     missing = [shard for shard in plan.files if shard.file not in journal.shards]
     if not any(tensor.action is MergeAction.GPTQ for shard in missing for tensor in shard.tensors):
         return None
@@ -150,7 +152,7 @@ def _rounder(plan: MergePlan, journal: Journal) -> Rounder | None:
 
 
 def _progress(total: int) -> tqdm:
-    """Bytes written, rate and remaining time on stderr, if that is a terminal."""
+    """Shows bytes written, rate and remaining time on stderr if that is a terminal."""
     return tqdm(total=total, desc="merge", unit="B", unit_scale=True, disable=None)
 
 
@@ -177,7 +179,7 @@ def _write_index(out: Path, plan: MergePlan) -> None:
 
 
 def _manifest(plan: MergePlan, journal: Journal) -> dict[str, object]:
-    """Where the checkpoint comes from, and the hash of every file in it."""
+    """Records where the checkpoint comes from, and the hash of every file in it."""
     out = journal.folder
     hashes = {file: shard.sha256 for file, shard in journal.shards.items()}
     beside = [path.name for path in companion_files(plan.checkpoint.path)]

@@ -68,7 +68,7 @@ class Workbench:
 
 
 def parts(tensor: PlannedTensor, bench: Workbench, tally: Tally) -> Iterator[torch.Tensor]:
-    """The values of an output tensor, in order and in its dtype, counted in `tally`.
+    """Yields the values of an output tensor, in order and in its dtype, and counts them in `tally`.
 
     Each part is valid until the next one is asked for.
     """
@@ -93,7 +93,9 @@ def parts(tensor: PlannedTensor, bench: Workbench, tally: Tally) -> Iterator[tor
 
 
 def _added_rows(tensor: PlannedTensor, bench: Workbench, tally: Tally) -> Iterator[torch.Tensor]:
-    """A bfloat16 matrix `[out, in]`, or dense experts `[E, in, out]`, plus a low-rank update."""
+    """Yields a bfloat16 matrix `[out, in]`, or dense experts `[E, in, out]`, plus a low-rank
+    update.
+    """
     factors = read_factors(tensor.updates)
     if is_expert_stem(tensor.name):
         for index, (dense,) in enumerate(experts(tensor.base)):
@@ -109,7 +111,7 @@ def _added_rows(tensor: PlannedTensor, bench: Workbench, tally: Tally) -> Iterat
 
 
 def _added(base: torch.Tensor, update: Factors, bench: Workbench, tally: Tally) -> torch.Tensor:
-    """bfloat16 `base + scaling * B @ A`."""
+    """Computes `base + scaling * B @ A` in bfloat16."""
     values = base.float()
     exact = add_low_rank(values, update)
     merged = exact.to(torch.bfloat16)
@@ -119,7 +121,7 @@ def _added(base: torch.Tensor, update: Factors, bench: Workbench, tally: Tally) 
 
 
 def add_low_rank(base: torch.Tensor, update: Factors) -> torch.Tensor:
-    """`base + scaling * B @ A` in float32; a zero that stays zero keeps its sign.
+    """Computes `base + scaling * B @ A` in float32; a zero that stays zero keeps its sign.
 
     Args:
         base: float32 `[out, in]`.
@@ -137,7 +139,7 @@ def _whole(
     tally: Tally,
     correction: torch.Tensor | None = None,
 ) -> Iterator[torch.Tensor]:
-    """A small tensor with everything that is added to it."""
+    """Yields a small tensor with everything that is added to it."""
     base = torch.cat([part.clone() for part in row_parts(tensor.base[0])])
     values = base.float()
     exact = trained_value(base, tensor.trained) if tensor.trained else values.clone()
@@ -152,7 +154,7 @@ def _whole(
 
 
 def _dequantized(tensor: PlannedTensor) -> Iterator[torch.Tensor]:
-    """Experts one by one as bfloat16 `[1, in, out]`."""
+    """Yields experts one by one as bfloat16 `[1, in, out]`."""
     _, width, out = tensor.shape
     dense = torch.empty(out, width, dtype=torch.bfloat16)
     result = torch.empty(width, out, dtype=torch.bfloat16)
@@ -164,7 +166,9 @@ def _dequantized(tensor: PlannedTensor) -> Iterator[torch.Tensor]:
 def _dequantized_added(
     tensor: PlannedTensor, bench: Workbench, tally: Tally
 ) -> Iterator[torch.Tensor]:
-    """Experts plus their updates, one by one as bfloat16 `[1, in, out]`, tile by tile of rows."""
+    """Yields experts plus their updates, one by one as bfloat16 `[1, in, out]`, tile by tile of
+    rows.
+    """
     factors = read_factors(tensor.updates)
     result = torch.empty(tensor.shape[1:], dtype=torch.bfloat16)
     step = max(CACHE_LINE, TILE_BYTES // (4 * tensor.shape[1]) // CACHE_LINE * CACHE_LINE)
@@ -179,7 +183,7 @@ def _dequantized_added(
 
 
 def _nearest(tensor: PlannedTensor, bench: Workbench, tally: Tally) -> Iterator[torch.Tensor]:
-    """Experts plus their updates, one by one, each value rounded on the base's scales."""
+    """Yields experts plus their updates, one by one, each value rounded on the base's scales."""
     factors = read_factors(tensor.updates)
     for index, (blocks, scales) in enumerate(experts(tensor.base)):
         update = factors.expert(index)
@@ -190,7 +194,7 @@ def _nearest(tensor: PlannedTensor, bench: Workbench, tally: Tally) -> Iterator[
 
 
 def _calibrated(tensor: PlannedTensor, bench: Workbench, tally: Tally) -> Iterator[torch.Tensor]:
-    """Experts plus their updates, one by one, rounded against calibration rows.
+    """Yields experts plus their updates, one by one, rounded against calibration rows.
 
     Leaves the corrections of their biases in `bench`.
     """

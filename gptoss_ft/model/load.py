@@ -79,7 +79,7 @@ def replace_layers(model: nn.Module, config: GptOssConfig) -> None:
 
 
 def model_dtype(config: GptOssConfig) -> torch.dtype:
-    """The dtype that floating point weights are stored in."""
+    """Returns the dtype that floating-point weights are stored in."""
     return cast(torch.dtype, config.dtype or torch.bfloat16)
 
 
@@ -106,7 +106,7 @@ def _register_quantizer() -> None:
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 on a GPU, float32 on a CPU.
+    """Returns bfloat16 for a GPU, float32 for a CPU.
 
     Raises:
         CheckpointError: a GPU without bfloat16 (before Ampere); float16 overflows in gpt-oss.

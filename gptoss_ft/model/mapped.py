@@ -47,7 +47,7 @@ class MappedExperts(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor:
-        """Weighted sum of the outputs of the experts that each token is routed to.
+        """Computes the weighted sum of the outputs of the experts that each token is routed to.
 
         Args:
             hidden_states: `[tokens, hidden]`; its dtype is the compute dtype.
@@ -71,7 +71,7 @@ class MappedExperts(nn.Module):
 
 
 def load_mapped(checkpoint: Checkpoint) -> WeightedGptOss:
-    """A checkpoint on the CPU for inference, packed or dense, computing in float32.
+    """Loads a checkpoint on the CPU for inference, packed or dense, computing in float32.
 
     Args:
         checkpoint: what `open_checkpoint` returned.

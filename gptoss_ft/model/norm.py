@@ -38,7 +38,9 @@ class FrozenNorm(GptOssRMSNorm):
     """Takes the place of transformers' norm; as that one where the weight is trained after all."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """`[..., hidden]` in any floating dtype, which the result has too; float32 in between."""
+        """Normalises `[..., hidden]` in any floating dtype, which the result has too; float32 in
+        between.
+        """
         if self.weight.requires_grad:
             return super().forward(hidden_states)
         return _FrozenNorm.apply(hidden_states, self.weight, self.variance_epsilon)

@@ -49,7 +49,7 @@ class _FrozenLinear(torch.autograd.Function):
 
 
 def _times(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """`[..., k] x [k, m] -> [..., m]` in the dtype of `x`.
+    """Multiplies `[..., k] x [k, m] -> [..., m]` in the dtype of `x`.
 
     On a CPU the matrix is converted some columns at a time into one buffer: a copy of all of it
     would have its pages faulted in anew on every call.
@@ -70,7 +70,7 @@ def _times(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
 
 
 def _converted(tile: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
-    """A copy in the dtype of `buffer` and in it, valid until the next; rows stay rows."""
+    """Copies a tile into `buffer`, in its dtype, valid until the next call; rows stay rows."""
     room = buffer[: tile.numel()]
     if tile.stride(0) == 1:
         return room.view(tile.shape[::-1]).copy_(tile.T).T
@@ -78,7 +78,7 @@ def _converted(tile: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """`F.linear` in the dtype of `x`, `[..., in] -> [..., out]`; gradients as usual."""
+    """Applies `F.linear` in the dtype of `x`, `[..., in] -> [..., out]`; gradients as usual."""
     if not weight.requires_grad:
         return _FrozenLinear.apply(x, weight, bias)
     y = F.linear(x, weight.to(x.dtype))
@@ -107,7 +107,7 @@ class StoredRouter(GptOssTopKRouter):
     def forward(
         self, hidden_states: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`[tokens, hidden]` to logits `[tokens, E]`, weights and indices `[tokens, k]`."""
+        """Routes `[tokens, hidden]`: logits `[tokens, E]`, weights and indices `[tokens, k]`."""
         logits = linear(hidden_states, self.weight, self.bias)
         top, indices = torch.topk(logits, self.top_k, dim=-1)
         return logits, torch.softmax(top, dim=-1), indices

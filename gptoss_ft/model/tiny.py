@@ -9,82 +9,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
-from gptoss_ft.checkpoint.headers import INDEX_NAME
-from gptoss_ft.checkpoint.shapes import expected_shapes
+from gptoss_ft.checkpoint.headers import INDEX_NAME, expected_shapes
+from gptoss_ft.context import Context, Outcome
 from gptoss_ft.errors import ConfigError, Problem
 from gptoss_ft.files import is_empty, whole_folder, write_json
 from gptoss_ft.harmony.vocabulary import write_tokenizer_files
+from gptoss_ft.model.tiny_options import TinyCommand, TinyOptions
 from gptoss_ft.mxfp4.codec import BLOCK_SIZE, floor_scales, pack
 
 VOCABULARY_ROWS = 201_088
 LOGIT_STD = 3.0
 
 
-@dataclass
-class TinyOptions:
-    """Size of the tiny model.
+def run(options: TinyCommand, context: Context) -> Outcome:
+    """Writes the tiny model where the settings say.
 
-    Attributes:
-        seed: same seed and sizes, same bytes.
-        layers: decoder layers; even ones use sliding attention, odd ones full attention.
-        hidden_size: width of the residual stream, divisible by 32.
-        intermediate_size: width of an expert, divisible by 32.
-        heads, kv_heads: attention heads of 64 dimensions each, and the key/value heads they share.
-        experts, experts_per_token: experts per layer and how many of them a token is routed to.
+    Raises:
+        ConfigError: no folder, sizes that cannot be built, or a folder that is not empty.
     """
-
-    seed: int = 0
-    layers: int = 4
-    hidden_size: int = 128
-    intermediate_size: int = 128
-    heads: int = 4
-    kv_heads: int = 2
-    experts: int = 8
-    experts_per_token: int = 4
-
-    def problems(self, key: str = "") -> list[Problem]:
-        """Everything about the sizes that cannot be built."""
-        found = [
-            Problem("must be at least 1", key + item.name, str(getattr(self, item.name)))
-            for item in fields(TinyOptions)
-            if item.name != "seed" and getattr(self, item.name) < 1
-        ]
-        found += [
-            Problem("must be divisible by 32, the size of an MXFP4 block", key + name, str(value))
-            for name in ("hidden_size", "intermediate_size")
-            if (value := getattr(self, name)) % BLOCK_SIZE
-        ]
-        if self.kv_heads > 0 and self.heads % self.kv_heads:
-            found.append(
-                Problem(f"must divide heads={self.heads}", key + "kv_heads", str(self.kv_heads))
-            )
-        if self.experts_per_token > self.experts:
-            found.append(
-                Problem(
-                    f"must not exceed experts={self.experts}",
-                    key + "experts_per_token",
-                    str(self.experts_per_token),
-                )
-            )
-        return found
-
-
-@dataclass
-class TinyCommand(TinyOptions):
-    """Where the tiny model goes, and its sizes.
-
-    Attributes:
-        out: a folder that does not exist or is empty.
-    """
-
-    out: str = ""
+    if not options.out:
+        raise ConfigError(Problem("no folder for the model", "out", mend="say out=DIR"))
+    write_tiny(Path(options.out), options)
+    context.say(f"tiny gpt-oss written to {options.out}")
+    return Outcome()
 
 
 def write_tiny(out: Path, options: TinyOptions) -> None:
@@ -120,7 +73,9 @@ GENERATION_CONFIG: dict[str, Any] = {
 
 
 def tiny_config(options: TinyOptions) -> dict[str, Any]:
-    """config.json in the released style, with the keys that converters of other projects read."""
+    """Returns config.json in the released style, with the keys that converters of other projects
+    read.
+    """
     return {
         "architectures": ["GptOssForCausalLM"],
         "attention_bias": True,
@@ -176,7 +131,7 @@ def tiny_config(options: TinyOptions) -> dict[str, Any]:
 
 
 def _tensors(config: dict[str, Any], seed: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """Random tensors in the released names, shapes and dtypes.
+    """Yields random tensors in the released names, shapes and dtypes.
 
     Matrices have standard deviation 1 / sqrt(in), so that activations keep their size. The head is
     larger: normalised hidden states have length sqrt(hidden), so its rows give logits of deviation
@@ -206,7 +161,9 @@ def _tensors(config: dict[str, Any], seed: int) -> Iterator[tuple[str, torch.Ten
 
 
 def _write_shards(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Two shards named as in the release: the layers, then embedding, final norm and head."""
+    """Writes two shards named as in the release: the layers, then embedding, final norm and
+    head.
+    """
     layers = {name: tensor for name, tensor in tensors.items() if name.startswith("model.layers.")}
     outside = {name: tensor for name, tensor in tensors.items() if name not in layers}
     weight_map = {}

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import random
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -15,96 +14,19 @@ from rich.console import Console
 
 from gptoss_ft.errors import DataError, Problem
 from gptoss_ft.harmony.messages import Example
-from gptoss_ft.harmony.options import CHANNELS
 from gptoss_ft.harmony.render import Renderer
 from gptoss_ft.harmony.vocabulary import Vocabulary
 from gptoss_ft.preview.html import write_html
+from gptoss_ft.preview.options import PreviewOptions, row_slice
 from gptoss_ft.preview.panels import PreviewRow, panels, preview_row
 from gptoss_ft.preview.terminal import show_terminal
 
-__all__ = ["PreviewOptions", "PreviewRow", "preview", "preview_row", "show_terminal", "write_html"]
+__all__ = ["PreviewRow", "preview", "preview_row", "show_terminal", "write_html"]
 
 T = TypeVar("T")
-ONLY = ("", *CHANNELS, "bare", "split", "untrained")
 FIRST_ROWS = slice(0, 10)
 # A page of this many tokens is about 3 MB and still opens at once on a phone.
 PAGE_TOKENS = 400_000
-_SLICE = re.compile(r"(\d*):(\d*)(?::(\d*))?|(\d+)")
-
-
-@dataclass
-class PreviewOptions:
-    """Which examples are shown, and where.
-
-    Attributes:
-        rows: examples by their place in the data, from 0, as START:STOP, START:STOP:STEP or one
-            number; empty for the first ten.
-        lines: or those on these lines of their files.
-        random: or so many, drawn at random.
-        seed: of the drawing.
-        only: of all examples, choose among those that train this channel (analysis, commentary,
-            final, tool_call), that train a final without analysis (bare), that make several rows
-            (split), or of which nothing is trained (untrained); empty for all.
-        limit: no more examples than this are shown.
-        html: file to write the page to, or empty.
-    """
-
-    rows: str = ""
-    lines: list[int] = field(default_factory=list)
-    random: int = 0
-    seed: int = 0
-    only: str = ""
-    limit: int = 100
-    html: str = ""
-
-    def problems(self, key: str) -> list[Problem]:
-        """Finds values out of range and contradictions; `key` is the config prefix, empty for
-        none.
-        """
-        prefix = f"{key}." if key else ""
-        found = []
-        if self.rows and _slice(self.rows) is None:
-            mend = "write START:STOP, such as 0:10, or one number"
-            found.append(Problem("not a range of rows", f"{prefix}rows", repr(self.rows), mend))
-        if any(line < 1 for line in self.lines):
-            mend = "write line numbers from 1, such as [3,17]"
-            found.append(Problem("not line numbers", f"{prefix}lines", str(self.lines), mend))
-        if self.random < 0:
-            mend = "write how many rows to draw"
-            found.append(Problem("out of range", f"{prefix}random", str(self.random), mend))
-        chosen = [name for name in ("rows", "lines", "random") if getattr(self, name)]
-        if len(chosen) > 1:
-            where = ", ".join(prefix + name for name in chosen)
-            found.append(Problem("rows chosen in two ways", where, mend=f"keep {chosen[0]} only"))
-        if self.only not in ONLY:
-            mend = f"write one of {', '.join(ONLY[1:])}"
-            found.append(Problem("unknown choice", f"{prefix}only", repr(self.only), mend))
-        if self.limit < 1:
-            mend = "write a number of at least 1"
-            found.append(Problem("out of range", f"{prefix}limit", str(self.limit), mend))
-        return found + (_path_problems(Path(self.html), f"{prefix}html") if self.html else [])
-
-
-def _path_problems(path: Path, where: str) -> list[Problem]:
-    """Finds what stands in the way of a file at `path`."""
-    mend = "name a file, such as preview.html"
-    if path.is_dir():
-        return [Problem("not a file", where, f"{path} is a folder", mend)]
-    above = next((parent for parent in path.parents if parent.exists()), path)
-    if above.is_file():
-        return [Problem("not a path of a file", where, f"{above} is not a folder", mend)]
-    return []
-
-
-def _slice(text: str) -> slice | None:
-    """Parses a range; None where the text is no range that can be read forwards."""
-    match = _SLICE.fullmatch(text.strip())
-    if match is None:
-        return None
-    start, stop, step, single = (int(part) if part else None for part in match.groups())
-    if single is not None:
-        return slice(single, single + 1)
-    return None if step == 0 else slice(start, stop, step)
 
 
 def preview(
@@ -189,7 +111,7 @@ def _chosen(items: Iterable[T], where: Callable[[T], str], options: PreviewOptio
         return (item for item in items if _line(where(item)) in options.lines)
     if options.random:
         return _drawn(items, options.random, options.seed)
-    wanted = _slice(options.rows) if options.rows else FIRST_ROWS
+    wanted = row_slice(options.rows) if options.rows else FIRST_ROWS
     if wanted is None:
         raise ValueError(f"not a range of rows: {options.rows!r}")
     return islice(items, wanted.start, wanted.stop, wanted.step)

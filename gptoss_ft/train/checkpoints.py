@@ -29,12 +29,12 @@ _NAME = re.compile(re.escape(PREFIX_CHECKPOINT_DIR) + r"-(\d+)")
 
 
 def checkpoint_at(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies among a run's checkpoints."""
+    """Returns the path of a step's checkpoint among a run's checkpoints."""
     return folder / f"{PREFIX_CHECKPOINT_DIR}-{step}"
 
 
 def step_of(checkpoint: Path) -> int:
-    """The optimizer step after which a checkpoint was written."""
+    """Returns the optimizer step after which a checkpoint was written."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
@@ -45,13 +45,15 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Whether every file is there that was written, in its size."""
+    """Checks that every file that was written is there, in its size."""
     table = checkpoint / CONTENTS
     return table.is_file() and json.loads(table.read_text(encoding="utf-8")) == _sizes(checkpoint)
 
 
 def _sizes(checkpoint: Path) -> dict[str, int]:
-    """Bytes of every file by its path within the checkpoint, the table itself left out."""
+    """Returns the bytes of every file by its path within the checkpoint, without the table
+    itself.
+    """
     return {
         str(file.relative_to(checkpoint)): file.stat().st_size
         for file in sorted(checkpoint.rglob("*"))
@@ -60,7 +62,7 @@ def _sizes(checkpoint: Path) -> dict[str, int]:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The whole checkpoint of the highest step; None if there is no checkpoint at all.
+    """Finds the whole checkpoint of the highest step; None if there is no checkpoint at all.
 
     Raises:
         RunError: there are checkpoints, and none of them is whole.
@@ -157,7 +159,9 @@ class WholeCheckpoints(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _name_the_best(self, folder: Path) -> None:
-        """The best checkpoint under its final name; transformers looked for it in the staging."""
+        """Gives the best checkpoint its final name; transformers looked for it in the staging
+        folder.
+        """
         step = self.state.best_global_step
         if step is None:
             return
@@ -178,7 +182,7 @@ class WholeCheckpoints(Trainer):
         """Writes none: it would lie among the checkpoints and speak of none of them."""
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing where a run is resumed that was killed after its last step.
+        """Skips the epoch when a run is resumed that was killed after its last step.
 
         transformers looks for the end of a run after a step only, so it would take one too many.
         """

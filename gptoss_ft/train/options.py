@@ -8,10 +8,18 @@ from typing import Any
 from gptoss_ft.adapters.options import AdapterOptions
 from gptoss_ft.data.options import DataOptions
 from gptoss_ft.errors import ConfigError, Problem
-from gptoss_ft.model.tiny import TinyOptions
+from gptoss_ft.model.tiny_options import TinyOptions
 from gptoss_ft.train.methods import method_named
 from gptoss_ft.train.preference_options import PreferenceOptions, preference_problems
 from gptoss_ft.train.settings import checkpoints_activations, trainer_problems
+from gptoss_ft.validation import (
+    choice_field,
+    dotted,
+    field_problems,
+    number_field,
+    path_field,
+    text_field,
+)
 
 TRACKERS = ("none", "wandb", "tensorboard")
 
@@ -29,21 +37,16 @@ class ModelOptions:
             `trainer.gradient_checkpointing=true` it is kept for one layer at a time anyway.
     """
 
-    path: str = ""
+    path: str = path_field()
     tiny: TinyOptions | None = None
     save_pre_activation: bool = True
 
-    def problems(self, key: str = "model.") -> list[Problem]:
-        """Missing path, impossible tiny sizes."""
-        found = self.tiny.problems(f"{key}tiny.") if self.tiny else []
+    def problems(self, key: str = "") -> list[Problem]:
+        """Returns a missing path and tiny sizes that cannot be built."""
+        found = self.tiny.problems(dotted(key, "tiny")) if self.tiny else []
         if not self.path:
-            found.append(
-                Problem(
-                    "no base model",
-                    f"{key}path",
-                    mend="say model.path=DIR, or model=tiny for a dry run",
-                )
-            )
+            mend = "say model.path=DIR, or model=tiny for a dry run"
+            found.append(Problem("no base model", dotted(key, "path"), mend=mend))
         return found
 
 
@@ -57,20 +60,13 @@ class TrackerOptions:
         mode: W&B mode; offline keeps everything in the run folder until `wandb sync`.
     """
 
-    kind: str = "none"
+    kind: str = choice_field("none", TRACKERS, "unknown tracker")
     project: str = "gptoss-ft"
-    mode: str = "offline"
+    mode: str = choice_field("offline", ("offline", "online"), "unknown W&B mode")
 
-    def problems(self, key: str = "tracker.") -> list[Problem]:
-        """Unknown tracker or mode."""
-        found = []
-        if self.kind not in TRACKERS:
-            mend = f"use one of {', '.join(TRACKERS)}"
-            found.append(Problem("unknown tracker", f"{key}kind", repr(self.kind), mend))
-        if self.mode not in ("offline", "online"):
-            mend = "use offline or online"
-            found.append(Problem("unknown W&B mode", f"{key}mode", repr(self.mode), mend))
-        return found
+    def problems(self, key: str = "") -> list[Problem]:
+        """Returns an unknown tracker or mode."""
+        return field_problems(self, key)
 
 
 @dataclass
@@ -84,17 +80,21 @@ class TrainOptions:
         hub: whether the network may be used to fetch a model by its Hub id.
         seed: of adapter initialisation, data order and data split.
         early_stopping: evaluations without improvement before the run stops; 0 never stops it.
+        model: the base.
+        adapter: what is trained.
+        data: where the rows are and how they become training rows.
         preference: how pairs or ratings are trained on; None for supervised fine-tuning.
         trainer: settings of TRL's `SFTConfig`, with `preference` of its `DPOConfig` or `KTOConfig`,
             unchanged.
+        tracker: where metrics go.
     """
 
-    name: str = ""
-    output: str = "outputs"
+    name: str = text_field()
+    output: str = path_field("outputs")
     resume: bool = False
     hub: bool = False
     seed: int = 0
-    early_stopping: int = 0
+    early_stopping: int = number_field(0, least=0)
     model: ModelOptions = field(default_factory=ModelOptions)
     adapter: AdapterOptions = field(default_factory=AdapterOptions)
     data: DataOptions = field(default_factory=DataOptions)
@@ -105,11 +105,11 @@ class TrainOptions:
     def problems(self) -> list[Problem]:
         """Everything that is wrong with the settings, before anything is read or loaded."""
         found = [
-            *self.model.problems(),
-            *self.adapter.problems(),
+            *self.model.problems("model"),
+            *self.adapter.problems("adapter"),
             *self.data.problems("data"),
             *self._method_problems(),
-            *self.tracker.problems(),
+            *self.tracker.problems("tracker"),
         ]
         if not self.model.save_pre_activation and checkpoints_activations(self.trainer):
             found.append(
@@ -130,10 +130,7 @@ class TrainOptions:
                     "say name=NAME, without slashes",
                 )
             )
-        if self.early_stopping < 0:
-            found.append(
-                Problem("must not be negative", "early_stopping", str(self.early_stopping))
-            )
+        found += field_problems(self)
         if self.early_stopping and not self.data.has_validation:
             found.append(
                 Problem(

@@ -22,5 +22,7 @@ class ResumableLengthSampler(LengthGroupedSampler):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the data loader before every epoch, also the one in which a run resumes."""
+        """Seeds the order; the data loader calls this before every epoch, also the one in which a
+        run resumes.
+        """
         self.generator.manual_seed(self.seed + epoch)

@@ -1,4 +1,4 @@
-"""The settings of `verify`."""
+"""What to verify, on which rows."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gptoss_ft.errors import Problem
+from gptoss_ft.validation import dotted, field_problems, number_field, path_field
 
 
 @dataclass
 class VerifyOptions:
-    """The models to compare, and the rows to compare them on.
+    """What to compare on which rows.
 
     Attributes:
         base: folder of the checkpoint that the adapters were trained on.
@@ -27,18 +28,18 @@ class VerifyOptions:
         out: JSON file for the result, or empty.
     """
 
-    base: str = ""
-    adapter: Any = ""
+    base: str = path_field()
+    adapter: Any = path_field()
     weights: list[float] = field(default_factory=list)
-    candidate: str = ""
-    expert_adapter: str = ""
-    prompts: str = ""
-    rows: int = 32
-    keep: float = 0.9
-    answers: int = 4
-    max_new_tokens: int = 64
-    spot_checks: int = 2
-    out: str = ""
+    candidate: str = path_field()
+    expert_adapter: str = path_field()
+    prompts: str = path_field()
+    rows: int = number_field(32, least=1)
+    keep: float = number_field(0.9, least=0, most=1)
+    answers: int = number_field(4, least=0)
+    max_new_tokens: int = number_field(64, least=1)
+    spot_checks: int = number_field(2, least=1)
+    out: str = path_field()
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -46,25 +47,17 @@ class VerifyOptions:
         given = self.adapter if isinstance(self.adapter, (list, tuple)) else [self.adapter]
         return tuple(str(name) for name in given if name)
 
-    def problems(self) -> list[Problem]:
-        """Lists missing settings and values out of range."""
+    def problems(self, key: str = "") -> list[Problem]:
+        """Returns missing settings and values out of range."""
+        needed = {"base": "DIR", "candidate": "DIR", "adapter": "DIR", "prompts": "FILE"}
         found = [
-            Problem("must be given", name, mend=f"say {name}={what}")
-            for name, what in (
-                ("base", "DIR"),
-                ("candidate", "DIR"),
-                ("adapter", "DIR"),
-                ("prompts", "FILE"),
-            )
+            Problem("must be given", dotted(key, name), mend=f"say {name}={what}")
+            for name, what in needed.items()
             if not (self.adapters if name == "adapter" else getattr(self, name))
         ]
-        if not 0 <= self.keep <= 1:
-            found.append(Problem("must be between 0 and 1", "keep", str(self.keep)))
-        for name, least in (("rows", 1), ("answers", 0), ("max_new_tokens", 1), ("spot_checks", 1)):
-            if getattr(self, name) < least:
-                value = str(getattr(self, name))
-                found.append(Problem(f"must be at least {least}", name, value))
+        found += field_problems(self, key)
         if self.weights and len(self.weights) != len(self.adapters):
             counts = f"{len(self.weights)} weights for {len(self.adapters)} adapters"
-            found.append(Problem("every adapter needs one weight", "weights", counts))
+            where = dotted(key, "weights")
+            found.append(Problem("every adapter needs one weight", where, counts))
         return found

@@ -75,7 +75,8 @@ def _check(base: Checkpoint, adapters: Weighted, candidate: Checkpoint, name: st
 
 
 def _near(stored: torch.Tensor, expected: torch.Tensor) -> tuple[bool, float]:
-    """Whether every value is the bfloat16 next to what is expected, and the largest error.
+    """Checks that every value is the bfloat16 next to the expected one, and returns the largest
+    error.
 
     The merge computes in float32, so that ties may go either way, and where base and update cancel
     the noise of their size is left.
@@ -89,7 +90,7 @@ def _near(stored: torch.Tensor, expected: torch.Tensor) -> tuple[bool, float]:
 def _check_expert(
     base: Checkpoint, adapters: Weighted, candidate: Checkpoint, stem: str
 ) -> SpotCheck:
-    """Expert 0 of a projection."""
+    """Checks expert 0 of a projection."""
     weight = _expert(base, stem)
     delta = _expert_delta(adapters, stem, base)
     if not candidate.is_packed:
@@ -104,7 +105,7 @@ def _check_expert(
 
 
 def _is_rounded(base: Checkpoint, candidate: Checkpoint, stem: str) -> bool:
-    """Whether the blocks of a projection differ from the base's."""
+    """Returns whether the blocks of a projection differ from the base's."""
     name = f"{stem}_blocks"
     if name not in candidate.tensors or name not in base.tensors:
         return False
@@ -112,7 +113,7 @@ def _is_rounded(base: Checkpoint, candidate: Checkpoint, stem: str) -> bool:
 
 
 def _expert(checkpoint: Checkpoint, stem: str) -> torch.Tensor:
-    """Expert 0 in the orientation of transformers, `[in, out]`."""
+    """Reads expert 0 in the orientation of transformers, `[in, out]`."""
     if not checkpoint.is_packed:
         return _slice(checkpoint.tensors[stem])
     blocks = _slice(checkpoint.tensors[f"{stem}_blocks"])
@@ -123,7 +124,7 @@ def _expert(checkpoint: Checkpoint, stem: str) -> torch.Tensor:
 def _change(
     adapters: Weighted, base: Checkpoint, name: str, original: torch.Tensor
 ) -> torch.Tensor:
-    """What the adapters add to the first rows of a plain tensor, float64."""
+    """Computes what the adapters add to the first rows of a plain tensor, float64."""
     total = torch.zeros(original.shape, dtype=torch.float64)
     for adapter, weight in adapters:
         if name in adapter.trained:
@@ -136,7 +137,9 @@ def _change(
 
 
 def _expert_delta(adapters: Weighted, stem: str, base: Checkpoint) -> torch.Tensor:
-    """Update of expert 0, `[in, out]`, as PEFT's einsum over `[E, r, in]` and `[out, r, E]`."""
+    """Computes the update of expert 0, `[in, out]`, as PEFT's einsum over `[E, r, in]` and `[out,
+    r, E]`.
+    """
     total = torch.zeros((), dtype=torch.float64)
     experts = base.config["num_local_experts"]
     for adapter, weight in adapters:
@@ -160,12 +163,12 @@ def _read(info: TensorInfo) -> torch.Tensor:
 
 
 def _rows(info: TensorInfo) -> torch.Tensor:
-    """The first `ROWS` rows."""
+    """Reads the first `ROWS` rows."""
     with safe_open(info.file, framework="pt") as file:
         return file.get_slice(info.name)[:ROWS]
 
 
 def _slice(info: TensorInfo) -> torch.Tensor:
-    """The first entry of a tensor, the others left on the disk."""
+    """Reads the first entry of a tensor and leaves the others on the disk."""
     with safe_open(info.file, framework="pt") as file:
         return file.get_slice(info.name)[0]

@@ -14,7 +14,8 @@ from rich.console import Console
 from gptoss_ft.errors import DataError
 from gptoss_ft.harmony.messages import Conversation, Feedback, HarmonyText
 from gptoss_ft.preview import choice as previews
-from gptoss_ft.preview.choice import PreviewOptions, preview
+from gptoss_ft.preview.choice import preview
+from gptoss_ft.preview.options import PreviewOptions
 
 
 def numbered(count: int) -> list[tuple[str, str, Conversation]]:
@@ -104,12 +105,12 @@ def test_only_some_kinds(only: str, expected: list[int]) -> None:
 def test_options_name_every_mistake() -> None:
     wrong = PreviewOptions(rows="3-5", lines=[0], random=-1, only="finale", limit=0)
     assert [problem.where for problem in wrong.problems("preview")] == [
-        "preview.rows",
-        "preview.lines",
         "preview.random",
-        "preview.rows, preview.lines, preview.random",
         "preview.only",
         "preview.limit",
+        "preview.rows",
+        "preview.lines",
+        "preview.rows, preview.lines, preview.random",
     ]
     assert [p.where for p in PreviewOptions(rows="1:2:0").problems("")] == ["rows"]
     assert PreviewOptions(rows="1:2:3").problems("") == []

@@ -19,6 +19,7 @@ from gptoss_ft.adapters.combine import combine
 from gptoss_ft.adapters.files import open_adapter
 from gptoss_ft.checkpoint.headers import open_checkpoint
 from gptoss_ft.cli import run as run_command
+from gptoss_ft.context import Context, Outcome
 from gptoss_ft.errors import CheckpointError, ConfigError
 from gptoss_ft.inference.token_rows import TokenRow, read_rows
 from gptoss_ft.inference.tuned import tuned_model
@@ -28,7 +29,7 @@ from gptoss_ft.merge.stream import merge
 from gptoss_ft.model.mapped import load_mapped
 from gptoss_ft.model.tiny import write_tiny
 from gptoss_ft.verify import reload as reload_module
-from gptoss_ft.verify.command import run_verify
+from gptoss_ft.verify.command import run
 from gptoss_ft.verify.measure import verify
 from gptoss_ft.verify.options import VerifyOptions
 from gptoss_ft.verify.reload import reload
@@ -167,7 +168,7 @@ def test_dense_checkpoint_stays_in_its_files(setup: Setup) -> None:
 def test_the_base_keeps_nothing(setup: Setup, capsys: pytest.CaptureFixture[str]) -> None:
     out = setup.data.parent / "result" / "verify.json"
     options = setup.options(setup.base, answers=1, max_new_tokens=4, out=str(out))
-    assert run_verify(options) == 1
+    assert run(options, Context()) == Outcome(1)
     written = json.loads(out.read_text())
     assert written["kept"] == pytest.approx(0, abs=1e-6) and not written["ok"]
     assert written["answers"] == 1 and written["candidate"] == written["base"]
@@ -223,6 +224,6 @@ def test_bad_settings_are_reported_together(setup: Setup, tmp_path: Path) -> Non
     with pytest.raises(ConfigError) as caught:
         verify(VerifyOptions(keep=1.5, rows=0, weights=[1.0, 2.0]))
     wheres = [problem.where for problem in caught.value.problems]
-    assert wheres == ["base", "candidate", "adapter", "prompts", "keep", "rows", "weights"]
+    assert wheres == ["base", "candidate", "adapter", "prompts", "rows", "keep", "weights"]
     with pytest.raises(CheckpointError, match="no model folder"):
         verify(setup.options(tmp_path / "nowhere"))

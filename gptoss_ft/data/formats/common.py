@@ -6,7 +6,6 @@ with nulls, and so does everything written from it.
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -16,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from gptoss_ft.errors import DataError, Problem
 from gptoss_ft.harmony.messages import EFFORTS, Message
+from gptoss_ft.validation import close_match
 
 # Below these difflib ratios an unknown key is somebody's own, above them a misspelling. A row may
 # hold any columns beside ours, so there a name has to come closer.
@@ -64,7 +64,7 @@ class RowState:
         self.problems.append(Problem(what, place, "" if found is None else quote(found), mend))
 
     def fork(self) -> RowState:
-        """Copies the state of the row from here on, for one of several continuations; problems are
+        """Copy the state of the row from here on, for one of several continuations; problems are
         shared.
         """
         return replace(self, calls=dict(self.calls), called=dict(self.called))
@@ -76,16 +76,15 @@ class RowState:
 
 
 def quote(value: Any, limit: int = 80) -> str:
-    """Writes a value as JSON, cut to `limit` characters, for the `found` part of a problem."""
+    """Write a value as JSON, cut to `limit` characters, for the `found` part of a problem."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 @lru_cache(maxsize=1024)
 def nearest(name: str, names: tuple[str, ...], cutoff: float = MISSPELT) -> str | None:
-    """Returns the one of `names` that `name` is a misspelling of, or None."""
-    near = difflib.get_close_matches(name, names, 1, cutoff)
-    return near[0] if near else None
+    """Return the one of `names` that `name` is a misspelling of, or None."""
+    return close_match(name, names, cutoff)
 
 
 def listed(names: Iterable[str]) -> str:
@@ -139,7 +138,7 @@ def decoded(raw: Any) -> Any:
 
 
 def without_nulls(value: Any) -> Any:
-    """Drops the keys whose value is null from a JSON value, at any depth."""
+    """Drop the keys whose value is null from a JSON value, at any depth."""
     if isinstance(value, Mapping):
         return {key: without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
@@ -148,14 +147,14 @@ def without_nulls(value: Any) -> Any:
 
 
 def check_text(text: str, key: str, state: RowState) -> str:
-    """Refuses what UTF-8 cannot hold; return the text unchanged."""
+    """Refuse what UTF-8 cannot hold; return the text unchanged."""
     if not is_utf8(text):
         state.refuse("the text holds half of a surrogate pair", key, mend="repair the escape")
     return text
 
 
 def is_utf8(text: str) -> bool:
-    """Returns whether UTF-8 can hold the text; half of a surrogate pair it cannot."""
+    """Return whether UTF-8 can hold the text; half of a surrogate pair it cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -166,7 +165,7 @@ def is_utf8(text: str) -> bool:
 def read_content(
     raw: Any, key: str, state: RowState, kinds: tuple[str, ...] = TEXT_PARTS
 ) -> str | None:
-    """Reads the text of a string or of a list of text parts, joined; None for null or broken
+    """Read the text of a string or of a list of text parts, joined; None for null or broken
     content.
     """
     if raw is None:
@@ -194,7 +193,7 @@ def _part(part: Any, key: str, state: RowState, kinds: tuple[str, ...]) -> str |
 
 
 def read_text(raw: Any, key: str, state: RowState) -> str | None:
-    """Reads a non-empty string; None for null; a problem, and None, for everything else."""
+    """Read a non-empty string; None for null; a problem, and None, for everything else."""
     if isinstance(raw, str) and raw.strip():
         return check_text(raw, key, state)
     if isinstance(raw, str):
@@ -205,7 +204,7 @@ def read_text(raw: Any, key: str, state: RowState) -> str | None:
 
 
 def split_thinking(content: str, key: str, state: RowState) -> tuple[str, str]:
-    """Splits a text that opens with `<think>…</think>` into thinking and answer.
+    """Split a text that opens with `<think>…</think>` into thinking and answer.
 
     Datasets distilled from other reasoning models write their thinking so; left in place it would
     be trained as the visible answer.
@@ -220,7 +219,7 @@ def split_thinking(content: str, key: str, state: RowState) -> tuple[str, str]:
 
 
 def read_weight(raw: Any, key: str, state: RowState) -> float:
-    """Reads a factor of at least 0; 1 where none is given."""
+    """Read a factor of at least 0; 1 where none is given."""
     if raw is None:
         return 1.0
     if isinstance(raw, bool) or not isinstance(raw, int | float):
@@ -233,13 +232,13 @@ def read_weight(raw: Any, key: str, state: RowState) -> float:
 
 
 def template_settings(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Reads TRL's `chat_template_kwargs`: what the released chat template would be given."""
+    """Read TRL's `chat_template_kwargs`: what the released chat template would be given."""
     settings = decoded(row.get("chat_template_kwargs"))
     return settings if isinstance(settings, Mapping) else {}
 
 
 def read_effort(row: Mapping[str, Any], state: RowState) -> str | None:
-    """Reads `reasoning_effort` of the row, of its template settings, or of Responses'
+    """Read `reasoning_effort` of the row, of its template settings, or of Responses'
     `reasoning`.
     """
     if EFFORT_COLUMNS.isdisjoint(row):

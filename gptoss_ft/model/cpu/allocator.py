@@ -20,6 +20,8 @@ LARGE_BYTES = 4 << 20
 
 
 def return_large_buffers() -> None:
-    """For the whole process, from now on; does nothing where the C library is not glibc."""
+    """Fixes the threshold for the whole process from now on; does nothing where the C library is
+    not glibc.
+    """
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)

@@ -24,7 +24,7 @@ PIECE_ROWS = 512
 
 
 def multiply(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """`left @ right`, `[n, k] x [k, m] -> [n, m]`, in any strides."""
+    """Returns `left @ right`, `[n, k] x [k, m] -> [n, m]`, in any strides."""
     if _has_onednn(left, right):
         return _onednn(left, right)
     if right.shape[1] < left.shape[0]:
@@ -34,7 +34,7 @@ def multiply(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 def put_product(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """`out = left @ right`; `out` `[n, m]` may be a view of any strides.
+    """Writes `out = left @ right`; `out` `[n, m]` may be a view of any strides.
 
     `left` may be what `filled_up` made of n rows, which saves doing so for every `right`.
     """
@@ -46,7 +46,7 @@ def put_product(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> N
 
 
 def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """`total += left @ right`, as in `put_product`."""
+    """Adds `total += left @ right`, as in `put_product`."""
     if not _has_onednn(left, right):
         total.addmm_(left[: len(total)], right)
         return
@@ -55,19 +55,21 @@ def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) ->
 
 
 def filled_up(rows: torch.Tensor) -> torch.Tensor:
-    """`[n, k]` with rows of zeros below, to a number of rows that oneDNN often meets."""
+    """Pads `[n, k]` with rows of zeros below, to a number of rows that oneDNN meets often."""
     missing = -len(rows) % (8 if len(rows) <= 128 else 16)
     return F.pad(rows, (0, 0, 0, missing)) if missing else rows
 
 
 def _pieces(out: torch.Tensor, left: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Some rows of `out` at a time, and those of `left`."""
+    """Yields some rows of `out` at a time, and those of `left`."""
     step = min(PIECE_ROWS, max(1, PIECE_VALUES // out.shape[1] // 64) * 64)
     return zip(out.split(step), left.split(step), strict=True)
 
 
 def _has_onednn(left: torch.Tensor, right: torch.Tensor) -> bool:
-    """Whether oneDNN is there, is the faster library on this processor, and this is its work."""
+    """Returns whether oneDNN is available, the faster library on this processor, and takes these
+    factors.
+    """
     return (
         left.shape[0] * right.numel() >= SMALLEST
         and left.device.type == "cpu"

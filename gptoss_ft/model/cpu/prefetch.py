@@ -57,7 +57,9 @@ def _after_forward(
 
 
 def _hits_most(block: PackedExperts, inputs: tuple[Any, ...]) -> bool:
-    """Whether a batch meets nearly all experts; `inputs` are those of `PackedExperts.forward`."""
+    """Returns whether a batch reaches nearly all experts; `inputs` are those of
+    `PackedExperts.forward`.
+    """
     router_indices: torch.Tensor = inputs[1]
     return router_indices.numel() >= PAIRS_PER_EXPERT * block.num_experts
 

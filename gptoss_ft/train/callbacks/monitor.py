@@ -21,7 +21,7 @@ ACCURACIES = {
 
 
 def memory_gib() -> dict[str, float]:
-    """Memory in use, GiB: anonymous and file-backed pages, and the peak of the GPU."""
+    """Measures memory in use, GiB: anonymous and file-backed pages, and the peak of the GPU."""
     resident = psutil.Process().memory_info()
     shared = getattr(resident, "shared", 0)
     memory = {"memory_gib": (resident.rss - shared) / 2**30, "file_pages_gib": shared / 2**30}

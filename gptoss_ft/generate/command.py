@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,95 +15,19 @@ from gptoss_ft.adapters.files import open_adapter
 from gptoss_ft.adapters.model import AdaptedModel, load_adapter
 from gptoss_ft.checkpoint.headers import open_checkpoint
 from gptoss_ft.checkpoint.locate import locate_checkpoint
+from gptoss_ft.context import Context, Outcome, Say
 from gptoss_ft.data.options import SourceOptions
 from gptoss_ft.data.rows import read_examples
 from gptoss_ft.errors import ConfigError, DataError, Problem, gather
 from gptoss_ft.files import whole_file
+from gptoss_ft.generate.options import GenerateOptions
 from gptoss_ft.harmony.messages import Conversation, Message, Preference
-from gptoss_ft.harmony.options import RenderOptions
 from gptoss_ft.harmony.parse import ParsedMessage, parse_completion
 from gptoss_ft.harmony.render import Renderer
 from gptoss_ft.harmony.vocabulary import Vocabulary, load_vocabulary
 from gptoss_ft.inference.decode import decode
 from gptoss_ft.model.causal_lm import WeightedGptOss
 from gptoss_ft.model.load import load_model
-
-
-@dataclass
-class GenerateOptions:
-    """What to ask which model.
-
-    Attributes:
-        model: checkpoint folder, packed or dense, or a Hub id with `hub=true`.
-        adapter: adapter folder, or empty.
-        prompt: one user message.
-        file: conversations in any format, asked instead of a prompt: each one's last answer is
-            generated anew from the true history before it, and compared with the one in the file.
-        against: which completion a preference pair is a conversation with: chosen or rejected.
-        system: instructions for the prompt, as a developer message.
-        effort: reasoning effort where a conversation names none: low, medium or high.
-        max_new_tokens: an answer is cut off there.
-        temperature: 0 decodes greedily.
-        seed: of sampling.
-        batch_size: conversations that are answered together.
-        out: JSONL file for the answers, or empty.
-        min_exact, max_exact: with `file`, exit code 1 when the share of answers whose final text
-            equals the file's lies outside.
-        hub: whether the network may be used to fetch a model by its Hub id.
-        render: identity, knowledge cutoff and date of the system message; as in training.
-    """
-
-    model: str = ""
-    adapter: str = ""
-    prompt: str = ""
-    file: str = ""
-    against: str = "chosen"
-    system: str = ""
-    effort: str = "medium"
-    max_new_tokens: int = 512
-    temperature: float = 0.0
-    seed: int = 0
-    batch_size: int = 8
-    out: str = ""
-    min_exact: float = 0.0
-    max_exact: float = 1.0
-    hub: bool = False
-    render: RenderOptions = field(default_factory=RenderOptions)
-
-    def problems(self) -> list[Problem]:
-        """Missing and contradicting settings, values out of range."""
-        found = replace(self.render, effort=self.effort).problems("render")
-        if not self.model:
-            found.append(Problem("no model", "model", mend="say model=DIR"))
-        if bool(self.prompt) == bool(self.file):
-            found.append(
-                Problem(
-                    "give exactly one of prompt and file",
-                    "prompt, file",
-                    f"prompt={self.prompt!r}, file={self.file!r}",
-                    'say prompt="TEXT" for one question, or file=F for a file of conversations',
-                )
-            )
-        if self.system and self.file:
-            found.append(
-                Problem(
-                    "goes with prompt only",
-                    "system",
-                    mend="put the instructions into the file's rows",
-                )
-            )
-        if self.against not in ("chosen", "rejected"):
-            mend = "write chosen or rejected"
-            found.append(Problem("unknown choice", "against", repr(self.against), mend))
-        for name in ("max_new_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                found.append(Problem("must be at least 1", name, str(getattr(self, name))))
-        if self.temperature < 0:
-            found.append(Problem("must not be negative", "temperature", str(self.temperature)))
-        for name in ("min_exact", "max_exact"):
-            if not 0 <= getattr(self, name) <= 1:
-                found.append(Problem("must be between 0 and 1", name, str(getattr(self, name))))
-        return found
 
 
 @dataclass(frozen=True)
@@ -148,8 +72,17 @@ class Answer:
         return None if self.question.reference is None else self.final == self.question.reference
 
 
-def generate(options: GenerateOptions, say: Callable[[str], None] = print) -> int:
-    """Answers and shows them; returns the exit code, 1 when `min_exact` or `max_exact` is not met.
+def run(options: GenerateOptions, context: Context) -> Outcome:
+    """Answers; exit code 1 when `min_exact` or `max_exact` is not met.
+
+    Raises:
+        GptOssFtError: settings, model, adapter or file that cannot be used.
+    """
+    return Outcome(_verdict(generate(options, context.say), options, context.say))
+
+
+def generate(options: GenerateOptions, say: Say = print) -> list[Answer]:
+    """Answers, shows each answer as it comes, and writes them where asked.
 
     Raises:
         GptOssFtError: settings, model, adapter or file that cannot be used; before weights are
@@ -180,7 +113,7 @@ def generate(options: GenerateOptions, say: Callable[[str], None] = print) -> in
             say(_shown(answer))
     if options.out:
         _write_answers(Path(options.out), answers)
-    return _verdict(answers, options, say)
+    return answers
 
 
 def _questions(options: GenerateOptions, renderer: Renderer) -> Iterator[Question]:
@@ -255,9 +188,7 @@ def _write_answers(path: Path, answers: Sequence[Answer]) -> None:
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _verdict(
-    answers: Sequence[Answer], options: GenerateOptions, say: Callable[[str], None]
-) -> int:
+def _verdict(answers: Sequence[Answer], options: GenerateOptions, say: Say) -> int:
     compared = [answer for answer in answers if answer.exact is not None]
     if not compared:
         return 0

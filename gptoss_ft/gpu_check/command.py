@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,9 @@ from transformers import GptOssConfig
 from gptoss_ft.adapters.model import AdaptedModel, AdapterInfo, add_adapter
 from gptoss_ft.adapters.options import AdapterOptions
 from gptoss_ft.checkpoint.headers import Checkpoint, open_checkpoint
+from gptoss_ft.context import Context, Outcome
 from gptoss_ft.errors import ConfigError, Problem
+from gptoss_ft.gpu_check.options import GpuCheckOptions
 from gptoss_ft.model.attention.documents import Documents, Span
 from gptoss_ft.model.attention.sinks import sink_attention
 from gptoss_ft.model.experts.module import LowRank, PackedExperts
@@ -35,7 +37,8 @@ from gptoss_ft.model.experts.products import (
     TiledProducts,
 )
 from gptoss_ft.model.load import compute_dtype, load_model
-from gptoss_ft.model.tiny import TinyOptions, write_tiny
+from gptoss_ft.model.tiny import write_tiny
+from gptoss_ft.model.tiny_options import TinyOptions
 from gptoss_ft.mxfp4.codec import unpack
 
 # Relative errors: of one operation, of what a whole model makes of many, and of a mean over tokens.
@@ -46,19 +49,6 @@ MEAN_LOSS = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
 LENGTH = 320  # more than two sliding windows
 LEARNING_RATE = 1e-2
 MIB = 2**20
-
-
-@dataclass
-class GpuCheckOptions:
-    """Which device, and which random numbers.
-
-    Attributes:
-        device: a torch device; `cuda` is the first GPU, `cpu` tries the check itself.
-        seed: of the tiny model, the adapter and the tokens.
-    """
-
-    device: str = "cuda"
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,8 +77,8 @@ class Row:
         return f"{self.name:<52} {self.found:10.3g} {allowed:>10}  {'ok' if self.passes else 'NO'}"
 
 
-def check_gpu(options: GpuCheckOptions, say: Callable[[str], None] = print) -> int:
-    """Runs all checks and shows their table; 0 if all pass, else 1.
+def run(options: GpuCheckOptions, context: Context) -> Outcome:
+    """Runs all checks and shows their table; exit code 1 if one of them fails.
 
     Raises:
         ConfigError: there is no such device.
@@ -97,15 +87,17 @@ def check_gpu(options: GpuCheckOptions, say: Callable[[str], None] = print) -> i
     device = _device(options.device)
     dtype = compute_dtype(device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    say(f"{name}, computing in {str(dtype).removeprefix('torch.')}, torch {torch.__version__}")
-    say(f"{'':<52} {'found':>10} {'allowed':>10}")
+    context.say(
+        f"{name}, computing in {str(dtype).removeprefix('torch.')}, torch {torch.__version__}"
+    )
+    context.say(f"{'':<52} {'found':>10} {'allowed':>10}")
     rows = []
     for row in _rows(device, options.seed):
-        say(str(row))
+        context.say(str(row))
         rows.append(row)
     failed = [row.name for row in rows if not row.passes]
-    say(f"not passed: {', '.join(failed)}" if failed else f"all {len(rows)} passed")
-    return 1 if failed else 0
+    context.say(f"not passed: {', '.join(failed)}" if failed else f"all {len(rows)} passed")
+    return Outcome(1 if failed else 0)
 
 
 def _device(name: str) -> torch.device:
