@@ -28,7 +28,7 @@ from transformers.quantizers.base import HfQuantizer
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 
 from gptoss_ft.model.causal_lm import WeightedGptOss
-from gptoss_ft.model.experts.products import grouped_mm
+from gptoss_ft.model.experts.backends.grouped import grouped_mm
 from gptoss_ft.train.preference_options import DPO_LOSSES, KTO_LOSSES, PREFERENCE_DECIDED
 from gptoss_ft.train.settings import DECIDED
 from gptoss_ft.train.trainers.sft import WeightedSFTTrainer
