@@ -35,8 +35,10 @@ from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 
 from gptoss_ft.adapters.experts import register_packed_experts
 from gptoss_ft.model.cpu.matmul import put_product
-from gptoss_ft.model.experts.module import PARTS, PackedExperts
-from gptoss_ft.model.experts.products import Packed, TiledProducts, deal
+from gptoss_ft.model.experts.backends.base import PackedWeight, split_halves
+from gptoss_ft.model.experts.backends.tiled import TiledBackend
+from gptoss_ft.model.experts.module import HALVES, PackedExperts
+from gptoss_ft.model.experts.routing import ExpertChunk
 from gptoss_ft.mxfp4.codec import floor_scales, pack, unpack, unpack_by_table
 from gptoss_ft.mxfp4.kernel import SWITCH, compiled_kernel
 
@@ -54,16 +56,18 @@ class Block(nn.Module):
         return self.experts(*arguments)
 
 
-def dense_products(dense: dict[int, torch.Tensor]) -> type[TiledProducts]:
-    """The CPU loop on weights that are dense already, by number of parts `[E, out, in]`."""
+class DenseBackend(TiledBackend):
+    """The backend of a CPU on weights that are dense already."""
 
-    class DenseProducts(TiledProducts):
-        def _tiles(
-            self, packed: Packed, expert: int, step: int
-        ) -> Iterator[tuple[slice, torch.Tensor]]:
-            yield slice(0, packed.out), dense[packed.scales.shape[1]][expert]
+    def __init__(self, dense: dict[int, torch.Tensor]) -> None:
+        """Takes the weights `[E, out, in]` of each projection by its number of halves."""
+        super().__init__()
+        self.dense = dense
 
-    return DenseProducts
+    def _tiles(
+        self, weight: PackedWeight, chunk: ExpertChunk
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
+        yield slice(0, weight.out), self.dense[weight.scales.shape[1]][chunk.experts[0]]
 
 
 def build(settings: dict[str, int]) -> tuple[PackedExperts, GptOssExperts, GptOssConfig]:
@@ -188,14 +192,13 @@ def main() -> None:
     weights = logits.softmax(-1).requires_grad_()
     inputs = (torch.randn(tokens, settings["hidden"], requires_grad=True), indices, weights)
     direction = torch.randn(tokens, settings["hidden"])
-    weights_by_parts: dict[int, torch.Tensor] = {}
-    for name, parts in PARTS.items():
+    dense_weights: dict[int, torch.Tensor] = {}
+    for name, halves in HALVES.items():
         values = unpack(getattr(packed, name), getattr(packed, f"{name}_scales"))
-        weights_by_parts[parts] = deal(values, parts).flatten(1, 2).contiguous()
+        dense_weights[halves] = split_halves(values, halves).flatten(1, 2).contiguous()
     frozen = PackedExperts(config)
     frozen.load_state_dict(packed.state_dict())
-    in_dense = dense_products(weights_by_parts)
-    frozen.products = lambda device: in_dense()
+    frozen.backend = lambda device: DenseBackend(dense_weights)
     counts = torch.bincount(indices.flatten(), minlength=settings["experts"]).tolist()
     ours, peft = with_lora(packed, settings["rank"]), with_lora(dense, settings["rank"])
 
@@ -208,7 +211,7 @@ def main() -> None:
         "ours_torch_path": lambda: without_kernel(lambda: saving(True)),
         "ours_recompute": lambda: saving(False),
         "dense_frozen": lambda: step(frozen, inputs, direction),
-        "gemm": bare_products(counts, weights_by_parts),
+        "gemm": bare_products(counts, dense_weights),
         "peft": lambda: step(peft, inputs, direction),
     }
     error = largest_error(sides["ours"](), sides["peft"]())

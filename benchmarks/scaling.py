@@ -45,8 +45,8 @@ from measure import Times, in_own_process, interleaved, settings_from, with_huge
 from synthetic import write_synthetic
 from trainers import our_trainer, say, stepper
 
+from gptoss_ft.model.experts.backends.tiled import TILE_VALUES
 from gptoss_ft.model.experts.module import PackedExperts
-from gptoss_ft.model.experts.products import TILE_VALUES
 from gptoss_ft.model.tiny import TinyOptions, tiny_config
 from gptoss_ft.mxfp4.codec import unpack
 

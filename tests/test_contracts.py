@@ -27,7 +27,7 @@ from transformers.quantizers.base import HfQuantizer
 from trl import DPOTrainer, KTOTrainer, SFTTrainer
 
 from gptoss_ft.model.causal_lm import WeightedGptOss
-from gptoss_ft.model.experts.products import grouped_mm
+from gptoss_ft.model.experts.backends.grouped import grouped_mm
 from gptoss_ft.train.preference_options import DPO_LOSSES, KTO_LOSSES
 from gptoss_ft.train.trainers.sft import WeightedSFTTrainer
 

@@ -24,7 +24,7 @@ from gptoss_ft.model.attention import cpu as attention_cpu
 from gptoss_ft.model.attention import cuda as attention_cuda
 from gptoss_ft.model.attention import sinks as sink
 from gptoss_ft.model.experts import module as experts
-from gptoss_ft.model.experts.products import GroupedProducts, LoopedProducts
+from gptoss_ft.model.experts.backends.grouped import GroupedBackend, LoopedBackend
 
 # `cpu:0` is where the GPU's code runs in bfloat16; `cpu` stays the reference.
 GPU = torch.device("cpu:0")
@@ -32,14 +32,14 @@ GPU = torch.device("cpu:0")
 
 @pytest.fixture
 def simulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """The path of a GPU with values: its loops, its attention, and bfloat16 throughout."""
+    """Simulates a GPU with values: its expert backend, its attention, bfloat16 throughout."""
 
     def dtype(device: torch.device) -> torch.dtype:
         return torch.bfloat16 if device == GPU else torch.float32
 
     for module in (gpu_check, load):
         monkeypatch.setattr(module, "compute_dtype", dtype)
-    monkeypatch.setattr(experts, "products_for", lambda device: GroupedProducts())
+    monkeypatch.setattr(experts, "backend_for", lambda device: GroupedBackend())
     monkeypatch.setattr(sink, "_has_kernel", lambda query: True)
     monkeypatch.setattr(attention_cuda, "_forward", flash_forward)
     monkeypatch.setattr(attention_cuda, "_backward", flash_backward)
@@ -106,14 +106,14 @@ def test_a_wrong_product_is_seen(
     simulated: pytest.MonkeyPatch, method: str, passes: list[bool]
 ) -> None:
     """One that is a twentieth too large."""
-    assert _passes(expert_block(GPU, LoopedProducts, 0)) == [True, True]
-    right = getattr(LoopedProducts, method)
+    assert _passes(expert_block(GPU, LoopedBackend, 0)) == [True, True]
+    right = getattr(LoopedBackend, method)
 
     def wrong(self: Any, rows: torch.Tensor, *rest: Any) -> Any:
         return right(self, rows * 1.05, *rest)
 
-    simulated.setattr(LoopedProducts, method, wrong)
-    assert _passes(expert_block(GPU, LoopedProducts, 0)) == passes
+    simulated.setattr(LoopedBackend, method, wrong)
+    assert _passes(expert_block(GPU, LoopedBackend, 0)) == passes
 
 
 def test_a_window_that_is_one_too_wide_is_seen(simulated: pytest.MonkeyPatch) -> None:

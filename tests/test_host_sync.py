@@ -17,9 +17,10 @@ from gptoss_ft.data.collate_pairs import PairCollator
 from gptoss_ft.model.attention import sinks as attention
 from gptoss_ft.model.attention.sinks import SINK_ATTENTION, register_sink_attention
 from gptoss_ft.model.causal_lm import WeightedGptOss
-from gptoss_ft.model.experts import products as expert_products
-from gptoss_ft.model.experts.module import LowRank, PackedExperts
-from gptoss_ft.model.experts.products import GroupedProducts, LoopedProducts, Products
+from gptoss_ft.model.experts.backends.base import ExpertBackend
+from gptoss_ft.model.experts.backends.grouped import GroupedBackend, LoopedBackend
+from gptoss_ft.model.experts.low_rank import low_rank_update
+from gptoss_ft.model.experts.module import PackedExperts
 from gptoss_ft.model.load import replace_layers
 from gptoss_ft.model.storage import StoredEmbedding
 from gptoss_ft.mxfp4.codec import unpack
@@ -27,7 +28,7 @@ from gptoss_ft.train.trainers.preference_batch import fused_output
 
 LAYERS, EXPERTS, TOP = 4, 8, 2
 BATCH, LENGTH = 2, 300
-LOOPS: list[Callable[[], Products]] = [GroupedProducts, LoopedProducts]
+BACKENDS: list[type[ExpertBackend]] = [GroupedBackend, LoopedBackend]
 SHAPE = (BATCH, LENGTH)
 DOCUMENTS = torch.tensor([[1] * 170 + [2] * 120 + [0] * 10, [1] * 300])
 
@@ -101,14 +102,14 @@ def _batch() -> dict[str, Any]:
         }
 
 
-@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_step_copies_once_a_layer_to_the_host(
-    model: AdaptedModel, loop: Callable[[], Products], checkpointing: bool
+    model: AdaptedModel, backend: type[ExpertBackend], checkpointing: bool
 ) -> None:
     """Forward and backward of the whole model; recomputing a layer copies its counts again."""
     for experts in _experts(model):
-        experts.products = lambda device: loop()
+        experts.backend = lambda device: backend()
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     pairs = BATCH * LENGTH * TOP
@@ -144,7 +145,7 @@ def test_scoring_pairs_copies_nothing_but_the_counts(model: AdaptedModel) -> Non
         for name, value in batch.items()
     }
     for experts in _experts(model):
-        experts.products = lambda device: GroupedProducts()
+        experts.backend = lambda device: GroupedBackend()
     with HostCopies({(EXPERTS,): _counts(length * TOP)}) as host:
         output = fused_output(model.train(), on_device)
         output.log_probs.sum().backward()
@@ -165,7 +166,7 @@ def test_states_between_layers_are_bfloat16(model: AdaptedModel) -> None:
 
     watched = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm", "q_proj", "norm")
     for experts in _experts(model):
-        experts.products = lambda device: GroupedProducts()
+        experts.backend = lambda device: GroupedBackend()
     for name, module in model.named_modules():
         if name.rpartition(".")[2] in watched:
             module.register_forward_hook(note(name.rpartition(".")[2]))
@@ -175,14 +176,11 @@ def test_states_between_layers_are_bfloat16(model: AdaptedModel) -> None:
     assert seen == {name: {torch.bfloat16} for name in watched}
 
 
-@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("chunk_bytes", [1, 1 << 30])
 @pytest.mark.parametrize("keep", [True, False])
-def test_the_expert_block_alone(
-    loop: Callable[[], Products], chunk_bytes: int, keep: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_expert_block_alone(backend: type[ExpertBackend], chunk_bytes: int, keep: bool) -> None:
     """One expert at a time or all at once; nothing but the counts is read, and they once."""
-    monkeypatch.setattr(expert_products, "CHUNK_BYTES", chunk_bytes)
     with torch.device("meta"):
         block = PackedExperts(_config()).to(torch.bfloat16)
         x = torch.empty(40, 128, dtype=torch.bfloat16, requires_grad=True)
@@ -192,8 +190,8 @@ def test_the_expert_block_alone(
             torch.empty(shape, requires_grad=True)
             for shape in ((EXPERTS, 3, 128), (EXPERTS, 192, 3), (EXPERTS, 3, 96), (EXPERTS, 128, 3))
         ]
-    block.products, block.save_pre_activation = (lambda device: loop()), keep
-    updates = [(LowRank(A, B, 0.5),) for A, B in (factors[:2], factors[2:])]
+    block.backend, block.save_pre_activation = (lambda device: backend(chunk_bytes)), keep
+    updates = [(low_rank_update((A, B, 0.5)),) for A, B in (factors[:2], factors[2:])]
     with HostCopies({(EXPERTS,): _counts(40 * TOP)}) as host:
         output = block(x, indices, weights, *updates)
         leaves = [x, weights, *factors]

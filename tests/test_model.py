@@ -18,7 +18,8 @@ from gptoss_ft.checkpoint.headers import open_checkpoint
 from gptoss_ft.checkpoint.locate import locate_checkpoint
 from gptoss_ft.data.collate import Collator
 from gptoss_ft.errors import CheckpointError
-from gptoss_ft.model.experts.module import LowRank, PackedExperts
+from gptoss_ft.model.experts.low_rank import low_rank_update
+from gptoss_ft.model.experts.module import PackedExperts
 from gptoss_ft.model.load import load_model
 from gptoss_ft.model.storage import linear
 from gptoss_ft.mxfp4.codec import floor_scales, pack
@@ -161,7 +162,7 @@ def test_expert_gradients_equal_dense_autograd(
             ("down_proj", hidden, intermediate),
         )
     }
-    updates = [(LowRank(A, B, 0.5),) for A, B in factors.values()]
+    updates = [(low_rank_update((A, B, 0.5)),) for A, B in factors.values()]
     ours = packed(x, indices, weights, *updates)
 
     weights_of = {

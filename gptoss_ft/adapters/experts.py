@@ -17,7 +17,8 @@ from torch import nn
 
 from gptoss_ft.adapters.layout import expert_A, view_B
 from gptoss_ft.errors import AdapterError, Problem
-from gptoss_ft.model.experts.module import LowRank, PackedExperts
+from gptoss_ft.model.experts.low_rank import LowRankUpdate, low_rank_update
+from gptoss_ft.model.experts.module import PackedExperts
 from gptoss_ft.mxfp4.codec import BLOCK_SIZE
 
 
@@ -25,29 +26,30 @@ class ParamWrapper(PeftParamWrapper):
     """Low-rank factors of one packed parameter. PEFT checks this class's name."""
 
     def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:
-        """Features in PEFT's order for a parameter `[E, out, in]`, which it swaps for LoRA."""
+        """Returns features in PEFT's order for a parameter `[E, out, in]`: it swaps them."""
         experts, out, groups, _ = self.get_param().shape
         self.num_experts = experts
         self._param_ndim = 3
         return out, groups * BLOCK_SIZE
 
-    def updates(self) -> tuple[LowRank, ...]:
-        """Factors of the active adapters, experts first; empty when adapters are disabled."""
+    def updates(self) -> tuple[LowRankUpdate, ...]:
+        """Returns one update of all active adapters; none when adapters are disabled."""
         if self.disable_adapters:
             return ()
-        return tuple(
-            LowRank(
-                A=expert_A(self.lora_A[name].get_parameter("weight"), self.num_experts),
-                B=view_B(self.lora_B[name].get_parameter("weight"), self.num_experts),
-                scaling=self.scaling[name],
+        pairs = [
+            (
+                expert_A(self.lora_A[name].get_parameter("weight"), self.num_experts),
+                view_B(self.lora_B[name].get_parameter("weight"), self.num_experts),
+                self.scaling[name],
             )
             for name in self.active_adapters
             if name in self.lora_A
-        )
+        ]
+        return (low_rank_update(*pairs),) if pairs else ()
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         self._check_forward_args(x, *args, **kwargs)
-        updates: dict[str, tuple[LowRank, ...]] = {}
+        updates: dict[str, tuple[LowRankUpdate, ...]] = {}
         layer: nn.Module = self
         while isinstance(layer, ParamWrapper):
             updates[f"{layer.parameter_name.removesuffix('_proj')}_updates"] = layer.updates()

@@ -28,14 +28,15 @@ from gptoss_ft.errors import ConfigError, Problem
 from gptoss_ft.gpu_check.options import GpuCheckOptions
 from gptoss_ft.model.attention.documents import Documents, Span
 from gptoss_ft.model.attention.sinks import sink_attention
-from gptoss_ft.model.experts.module import LowRank, PackedExperts
-from gptoss_ft.model.experts.products import (
+from gptoss_ft.model.experts.backends.base import ExpertBackend
+from gptoss_ft.model.experts.backends.grouped import (
     GROUPED_CAPABILITY,
-    GroupedProducts,
-    LoopedProducts,
-    Products,
-    TiledProducts,
+    GroupedBackend,
+    LoopedBackend,
 )
+from gptoss_ft.model.experts.backends.tiled import TiledBackend
+from gptoss_ft.model.experts.low_rank import low_rank_update
+from gptoss_ft.model.experts.module import PackedExperts
 from gptoss_ft.model.load import compute_dtype, load_model
 from gptoss_ft.model.tiny import write_tiny
 from gptoss_ft.model.tiny_options import TinyOptions
@@ -122,8 +123,8 @@ def _device(name: str) -> torch.device:
 
 def _rows(device: torch.device, seed: int) -> Iterator[Row]:
     yield from unpacking(device, seed)
-    for loop in _loops(device):
-        yield from expert_block(device, loop, seed)
+    for backend in _backends(device):
+        yield from expert_block(device, backend, seed)
     for window in (None, 128):
         yield from attention(device, window, seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -133,11 +134,11 @@ def _rows(device: torch.device, seed: int) -> Iterator[Row]:
         yield from whole_model(open_checkpoint(Path(folder) / "model"), device, seed)
 
 
-def _loops(device: torch.device) -> list[type[Products]]:
-    """The inner loops of the expert block that the device can run."""
+def _backends(device: torch.device) -> list[type[ExpertBackend]]:
+    """Returns the expert GEMM backends for GPUs that the device can run."""
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < GROUPED_CAPABILITY:
-        return [LoopedProducts]
-    return [LoopedProducts, GroupedProducts]
+        return [LoopedBackend]
+    return [LoopedBackend, GroupedBackend]
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -157,8 +158,8 @@ def unpacking(device: torch.device, seed: int) -> Iterator[Row]:
     yield Row("unpacking: bytes that differ", float(different.sum()), 0.0)
 
 
-def expert_block(device: torch.device, loop: type[Products], seed: int) -> Iterator[Row]:
-    """One expert block with low-rank updates: output and gradients."""
+def expert_block(device: torch.device, backend: type[ExpertBackend], seed: int) -> Iterator[Row]:
+    """Compares output and gradients of one expert block with low-rank updates."""
     config = GptOssConfig(
         hidden_size=256, intermediate_size=256, num_local_experts=8, num_experts_per_tok=4
     )
@@ -175,22 +176,22 @@ def expert_block(device: torch.device, loop: type[Products], seed: int) -> Itera
     indices = torch.stack([torch.randperm(8)[:4] for _ in range(96)])
     direction = torch.randn(96, 256)
 
-    def results(to: torch.device, products: type[Products]) -> list[torch.Tensor]:
+    def results(to: torch.device, kind: type[ExpertBackend]) -> list[torch.Tensor]:
         placed = deepcopy(block).to(to)
-        placed.products = lambda device: products()
+        placed.backend = lambda device: kind()
         dtype = compute_dtype(to)
         moved = [leaf.to(to, dtype).requires_grad_() for leaf in leaves[:2]]
         moved += [leaf.to(to).requires_grad_() for leaf in leaves[2:]]
         x, weights, *factors = moved
-        updates = [(LowRank(factors[i], factors[i + 1], 0.5),) for i in (0, 2)]
+        updates = [(low_rank_update((factors[i], factors[i + 1], 0.5)),) for i in (0, 2)]
         output = placed(x, indices.to(to), weights, *updates)
         return [output, *grad(output, moved, direction.to(output))]
 
-    pairs = zip(results(device, loop), results(_CPU, TiledProducts), strict=True)
+    pairs = zip(results(device, backend), results(_CPU, TiledBackend), strict=True)
     errors = [relative_error(found, expected) for found, expected in pairs]
     allowed = ONE_OPERATION[compute_dtype(device)]
-    yield Row(f"experts, {loop.__name__}: output", errors[0], allowed)
-    yield Row(f"experts, {loop.__name__}: worst gradient", max(errors[1:]), allowed)
+    yield Row(f"experts, {backend.__name__}: output", errors[0], allowed)
+    yield Row(f"experts, {backend.__name__}: worst gradient", max(errors[1:]), allowed)
 
 
 def attention(device: torch.device, window: int | None, seed: int) -> Iterator[Row]:

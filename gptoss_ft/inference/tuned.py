@@ -13,8 +13,8 @@ from torch import nn
 from gptoss_ft.adapters.combine import Changes, Factors, read_factors, trained_value
 from gptoss_ft.checkpoint.headers import Checkpoint
 from gptoss_ft.model.causal_lm import WeightedGptOss
+from gptoss_ft.model.experts.low_rank import LowRankUpdate, low_rank_update
 from gptoss_ft.model.experts.module import PackedExperts
-from gptoss_ft.model.experts.projection import LowRank
 from gptoss_ft.model.mapped import load_mapped
 
 _UPDATES = {"gate_up_proj": "gate_up_updates", "down_proj": "down_updates"}
@@ -37,7 +37,7 @@ class UpdatedLinear(nn.Module):
 class UpdatedExperts(nn.Module):
     """Packed experts plus low-rank updates, called as the experts are."""
 
-    def __init__(self, base: PackedExperts, updates: dict[str, tuple[LowRank, ...]]) -> None:
+    def __init__(self, base: PackedExperts, updates: dict[str, tuple[LowRankUpdate, ...]]) -> None:
         super().__init__()
         self.base = base
         self.updates = updates
@@ -57,13 +57,13 @@ def tuned_model(checkpoint: Checkpoint, changes: Changes) -> WeightedGptOss:
     model = load_mapped(checkpoint)
     for name, values in changes.trained.items():
         _replace(model, name, trained_value(checkpoint.read(name), values))
-    experts: dict[str, dict[str, tuple[LowRank, ...]]] = {}
+    experts: dict[str, dict[str, tuple[LowRankUpdate, ...]]] = {}
     for stem, updates in changes.updates.items():
         factors = read_factors(updates)
         parent, _, name = stem.rpartition(".")
         if updates[0].is_experts:
-            low_rank = LowRank(factors.A, factors.B, factors.scaling)
-            experts.setdefault(parent, {})[_UPDATES[name]] = (low_rank,)
+            update = low_rank_update((factors.A, factors.B, factors.scaling))
+            experts.setdefault(parent, {})[_UPDATES[name]] = (update,)
         elif stem.endswith(".router"):
             weight = model.get_submodule(stem).get_parameter("weight").float()
             delta = (factors.B @ factors.A).mul_(factors.scaling)

@@ -13,16 +13,14 @@ from transformers import GptOssConfig
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 
-from gptoss_ft.model.experts.module import LowRank, PackedExperts
-from gptoss_ft.model.experts.products import (
-    GroupedProducts,
-    LoopedProducts,
-    Products,
-    TiledProducts,
-)
+from gptoss_ft.model.experts.backends.base import ExpertBackend
+from gptoss_ft.model.experts.backends.grouped import GroupedBackend, LoopedBackend
+from gptoss_ft.model.experts.backends.tiled import TiledBackend
+from gptoss_ft.model.experts.low_rank import LowRankUpdate, low_rank_update
+from gptoss_ft.model.experts.module import PackedExperts
 from gptoss_ft.mxfp4.codec import floor_scales, pack
 
-LOOPS: list[Callable[[], Products]] = [TiledProducts, GroupedProducts, LoopedProducts]
+BACKENDS: list[Callable[[], ExpertBackend]] = [TiledBackend, GroupedBackend, LoopedBackend]
 NAMES = ("gate_up_proj", "down_proj")
 GRADIENT_ERROR = 1e-4
 OUTPUT_ERROR = 1e-5
@@ -57,11 +55,16 @@ class Case:
     leaves: dict[str, torch.Tensor]
     ranks: tuple[int, ...]
 
-    def updates(self, name: str) -> tuple[LowRank, ...]:
-        return tuple(
-            LowRank(self.leaves[f"{name}.A{i}"], self.leaves[f"{name}.B{i}"], 0.5 + i)
+    def pairs(self, name: str) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
+        """Returns A, B and scaling of each low-rank pair."""
+        return [
+            (self.leaves[f"{name}.A{i}"], self.leaves[f"{name}.B{i}"], 0.5 + i)
             for i in range(len(self.ranks))
-        )
+        ]
+
+    def updates(self, name: str) -> tuple[LowRankUpdate, ...]:
+        """Returns all pairs as one update; none without pairs."""
+        return (low_rank_update(*self.pairs(name)),) if self.ranks else ()
 
     def ours(self, *leaves: torch.Tensor) -> torch.Tensor:
         """Our output; `leaves` stand in for `x` and `weights`."""
@@ -71,8 +74,8 @@ class Case:
     def weight(self, name: str) -> torch.Tensor:
         """The dense weight `[E, in, out]` with the updates added."""
         weight = getattr(self.dense, name).data
-        for update in self.updates(name):
-            weight = weight + update.scaling * (update.B @ update.A).transpose(1, 2)
+        for A, B, scaling in self.pairs(name):
+            weight = weight + scaling * (B @ A).transpose(1, 2)
         return weight
 
     def theirs(self) -> torch.Tensor:

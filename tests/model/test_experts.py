@@ -1,4 +1,4 @@
-"""The expert block against dense autograd of transformers' own module, on every inner loop."""
+"""The expert block against dense autograd of transformers' own module, on every backend."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from expert_cases import (
+    BACKENDS,
     GRADIENT_ERROR,
-    LOOPS,
     NAMES,
     OUTPUT_ERROR,
     assert_equal_to_dense,
@@ -24,8 +24,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from gptoss_ft.model.experts import products as expert_products
-from gptoss_ft.model.experts.products import Products
+from gptoss_ft.model.experts.backends.base import ExpertBackend
+from gptoss_ft.model.experts.backends.grouped import GroupedBackend, LoopedBackend
+from gptoss_ft.model.experts.backends.tiled import TiledBackend
 from gptoss_ft.mxfp4 import kernel
 
 
@@ -40,7 +41,7 @@ def unpacking(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("kind", [TiledBackend, GroupedBackend, LoopedBackend])
 @settings(max_examples=30, deadline=None)
 @given(
     tokens=st.integers(1, 40),
@@ -57,23 +58,21 @@ def unpacking(request: pytest.FixtureRequest) -> Iterator[None]:
 )
 def test_gradients_equal_dense_autograd(
     unpacking: None,
-    loop: Callable[[], Products],
+    kind: type[ExpertBackend],
     keep: bool,
     at_once: int,
     values_per_tile: int,
     **sizes: Any,
 ) -> None:
     case = make_case(**sizes)
-    case.packed.products = lambda device: loop()
-    case.packed.save_pre_activation = keep
     largest = 2 * max(getattr(case.packed, name)[0].numel() * 2 for name in NAMES)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(expert_products, "TILE_VALUES", values_per_tile)
-        patch.setattr(expert_products, "CHUNK_BYTES", at_once * largest)
-        assert_equal_to_dense(case)
+    size = values_per_tile if kind is TiledBackend else at_once * largest
+    case.packed.backend = lambda device: kind(size)
+    case.packed.save_pre_activation = keep
+    assert_equal_to_dense(case)
 
 
-@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     "sizes",
     [
@@ -88,9 +87,9 @@ def test_gradients_equal_dense_autograd(
     ],
     ids=str,
 )
-def test_corners(loop: Callable[[], Products], sizes: dict[str, Any]) -> None:
+def test_corners(backend: Callable[[], ExpertBackend], sizes: dict[str, Any]) -> None:
     case = make_case(**sizes)
-    case.packed.products = lambda device: loop()
+    case.packed.backend = lambda device: backend()
     assert_equal_to_dense(case)
 
 
@@ -115,11 +114,11 @@ def test_no_tokens() -> None:
     assert torch.autograd.grad(output.sum(), empty)[0].shape == (0, 64)
 
 
-@pytest.mark.parametrize("loop", LOOPS)
-def test_only_wanted_gradients_are_formed(loop: Callable[[], Products]) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_only_wanted_gradients_are_formed(backend: Callable[[], ExpertBackend]) -> None:
     """Any subset of the leaves may require gradients; the others get None and cost nothing."""
     case = make_case(ranks=(2, 3))
-    case.packed.products = lambda device: loop()
+    case.packed.backend = lambda device: backend()
     everything = gradients(case.ours(), case.leaves)
     names = list(case.leaves)
     for subset in [*([name] for name in names), names[::2], names[1::2]]:
@@ -235,14 +234,14 @@ def test_nothing_of_the_size_of_all_experts_is_allocated(unpacking: None, save: 
 
 def test_experts_that_are_not_hit_are_not_read() -> None:
     """Scales of 255 are NaN: reading one such expert would show in the output or a gradient."""
-    for loop in LOOPS:
+    for backend in BACKENDS:
         case = make_case(tokens=3, experts=12, k=2)
         expected = gradients(case.ours(), case.leaves)
         missed = sorted(set(range(12)) - set(case.indices.flatten().tolist()))
         assert missed
         for name in NAMES:
             getattr(case.packed, f"{name}_scales").data[missed] = 255
-        case.packed.products = lambda device, loop=loop: loop()
+        case.packed.backend = lambda device, backend=backend: backend()
         found = gradients(case.ours(), case.leaves)
         for name in case.leaves:
             torch.testing.assert_close(found[name], expected[name])

@@ -21,12 +21,12 @@ class Gate:
     alpha: float
 
     def __call__(self, z: torch.Tensor) -> torch.Tensor:
-        """`[n, 2 * I]`, gate before up, to `[n, I]`."""
+        """Returns the activation, `[n, 2 * I] -> [n, I]`; `z` has gate before up."""
         swish, lifted, _ = self._terms(z)
         return lifted.mul_(swish)
 
     def _terms(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`gate * sigmoid(alpha * gate)`, `up + 1` and `alpha * gate`, after clamping."""
+        """Returns `gate * sigmoid(alpha * gate)`, `up + 1` and `alpha * gate`, after clamping."""
         gate, up = z.chunk(2, dim=-1)
         steep = gate.clamp(max=self.limit).mul_(self.alpha)
         return (
@@ -38,12 +38,12 @@ class Gate:
     def backward(
         self, g: torch.Tensor, weight: torch.Tensor, z: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The activation again, and the gradient of `z` where that of the activation is `g * w`.
+        """Returns the activation and the gradient of `z`.
 
         Args:
-            g: `[n, I]`.
+            g: `[n, I]`, gradient of the activation over `weight`.
             weight: `[n, 1]`.
-            z: `[n, 2 * I]`.
+            z: `[n, 2 * I]`, gate before up.
         """
         swish, lifted, steep = self._terms(z)
         activation = lifted * swish

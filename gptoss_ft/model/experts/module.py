@@ -8,20 +8,23 @@ multiplication and no gradient of a packed weight is ever formed.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
 from transformers import GptOssConfig
 
-from gptoss_ft.model.experts.function import Block, run_experts
+from gptoss_ft.model.experts.backends import backend_for
+from gptoss_ft.model.experts.backends.base import ExpertBackend, PackedWeight, split_halves
+from gptoss_ft.model.experts.function import ExpertCall, run_experts
 from gptoss_ft.model.experts.gate import Gate
-from gptoss_ft.model.experts.products import Packed, Products, deal, products_for
-from gptoss_ft.model.experts.projection import LowRank, Projection
+from gptoss_ft.model.experts.projection import ExpertProjection
 from gptoss_ft.model.experts.routing import count_pairs, sort_pairs
+from gptoss_ft.model.experts.update import ExpertUpdate
 from gptoss_ft.mxfp4.codec import BLOCK_SIZE
 
 # Gate and up rows are interleaved in gate_up.
-PARTS = {"gate_up_proj": 2, "down_proj": 1}
+HALVES = {"gate_up_proj": 2, "down_proj": 1}
 
 
 class PackedExperts(nn.Module):
@@ -38,7 +41,7 @@ class PackedExperts(nn.Module):
         save_pre_activation: keep `[pairs, 2 * intermediate]` in the compute dtype for the backward
             pass; without it the gate_up product is formed a second time, a third more work. Under
             gradient checkpointing keep it on: checkpointing forms it again already.
-        products: makes the inner loop for a device.
+        backend: makes an expert GEMM backend for a device, a new one for each pass.
     """
 
     def __init__(self, config: GptOssConfig) -> None:
@@ -54,7 +57,7 @@ class PackedExperts(nn.Module):
             self.register_parameter(f"{name}_bias", bias)
         self.trained_biases = nn.ModuleDict()
         self.save_pre_activation = True
-        self.products: Callable[[torch.device], Products] = products_for
+        self.backend: Callable[[torch.device], ExpertBackend] = backend_for
 
     def _declare_packed(self, name: str, out: int, width: int) -> None:
         groups = width // BLOCK_SIZE
@@ -64,7 +67,7 @@ class PackedExperts(nn.Module):
         self.register_parameter(f"{name}_scales", nn.Parameter(scales, requires_grad=False))
 
     def bias(self, name: str) -> torch.Tensor:
-        """The bias in force: the adapter's where one is active, else the base's; `[E, out]`."""
+        """Returns the bias in force, the active adapter's or the base's, `[E, out]`."""
         base = getattr(self, f"{name}_bias")
         if name in self.trained_biases:
             return self.trained_biases[name](base)
@@ -75,16 +78,17 @@ class PackedExperts(nn.Module):
         hidden_states: torch.Tensor,
         router_indices: torch.Tensor,
         routing_weights: torch.Tensor,
-        gate_up_updates: tuple[LowRank, ...] = (),
-        down_updates: tuple[LowRank, ...] = (),
+        gate_up_updates: tuple[ExpertUpdate, ...] = (),
+        down_updates: tuple[ExpertUpdate, ...] = (),
     ) -> torch.Tensor:
-        """Weighted sum of the outputs of the experts that each token is routed to.
+        """Returns the weighted sum of the outputs of the experts that each token is routed to.
 
         Args:
             hidden_states: `[tokens, hidden]`; its dtype is the compute dtype.
             router_indices: int64 `[tokens, k]`.
             routing_weights: `[tokens, k]`.
-            gate_up_updates, down_updates: low-rank updates to add, one per active adapter.
+            gate_up_updates, down_updates: what is added to each projection, output rows in the
+                order of the packed weights.
 
         Returns:
             `[tokens, hidden]`, dtype of `hidden_states`. Only weights of experts that are hit are
@@ -95,20 +99,24 @@ class PackedExperts(nn.Module):
         routing = sort_pairs(router_indices, count_pairs(router_indices, self.num_experts))
         differentiated = (hidden_states, routing_weights, *gate_up.tensors(), *down.tensors())
         has_backward = any(tensor.requires_grad for tensor in differentiated)
-        block = Block(
+        call = ExpertCall(
             routing,
-            self.products(hidden_states.device),
+            partial(self.backend, hidden_states.device),
             Gate(self.limit, self.alpha),
             gate_up,
             down,
             keep=self.save_pre_activation and torch.is_grad_enabled() and has_backward,
         )
-        return run_experts(block, hidden_states, routing_weights)
+        return run_experts(call, hidden_states, routing_weights)
 
-    def _projection(self, name: str, updates: tuple[LowRank, ...]) -> Projection:
+    def _projection(self, name: str, updates: tuple[ExpertUpdate, ...]) -> ExpertProjection:
         blocks, scales = getattr(self, name), getattr(self, f"{name}_scales")
-        parts = PARTS[name]
+        halves = HALVES[name]
         # The weights are constants of the function; detached, they cost autograd nothing.
-        packed = Packed(deal(blocks.detach(), parts), deal(scales.detach(), parts))
-        bias = deal(self.bias(name), parts).flatten(1)
-        return Projection(packed, bias, tuple(update.dealt(parts) for update in updates))
+        weight = PackedWeight(
+            split_halves(blocks.detach(), halves), split_halves(scales.detach(), halves)
+        )
+        bias = split_halves(self.bias(name), halves).flatten(1)
+        return ExpertProjection(
+            weight, bias, tuple(update.split_halves(halves) for update in updates)
+        )

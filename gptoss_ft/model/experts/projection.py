@@ -1,137 +1,118 @@
-"""One of an expert block's two projections: packed weights, bias, low-rank updates."""
+"""One of an expert block's two projections: packed weights, bias, updates, forward and backward."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 
-from gptoss_ft.model.experts.products import Packed, Products
-from gptoss_ft.model.experts.routing import Chunk
+from gptoss_ft.model.experts.backends.base import PackedWeight
+from gptoss_ft.model.experts.update import ChunkContext, ExpertUpdate
 
-
-@dataclass(frozen=True)
-class LowRank:
-    """A low-rank update of one projection of all experts, `W + scaling * B @ A`.
-
-    Attributes:
-        A: `[E, r, in]`.
-        B: `[E, out, r]`, fastest as a view in which experts lie innermost, as PEFT has them.
-        scaling: `alpha / r`, or `alpha / sqrt(r)` for rsLoRA.
-    """
-
-    A: torch.Tensor
-    B: torch.Tensor
-    scaling: float
-
-    def dealt(self, parts: int) -> Update:
-        """In the order of the parts; differentiable."""
-        experts, out, rank = self.B.shape
-        # Seen as a matrix of one row for each row of a part, PEFT's B is only turned over, which
-        # torch copies three times faster than any other order of dimensions; so is its gradient.
-        rows = self.B.permute(1, 2, 0).reshape(out // parts, -1)
-        B = rows.T.contiguous().view(parts, rank, experts, out // parts)
-        return Update(self.A, B, self.scaling)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Update:
-    """A `LowRank` as products want it.
+class ExpertProjection:
+    """`y = x W' + b`, plus what each update adds.
 
     Attributes:
-        A: `[E, r, in]`.
-        B: `[parts, r, E, out / parts]`, contiguous: B transposed, part p of its columns being the
-            rows p::parts of `LowRank.B`.
-        scaling: as in `LowRank`.
+        weight: the packed weights of all experts; they have no gradient.
+        bias: `[E, out]`, in the order of the halves.
+        updates: any number of them, in the order of the halves.
     """
 
-    A: torch.Tensor
-    B: torch.Tensor
-    scaling: float
-
-    def columns(self, chunk: Chunk) -> torch.Tensor:
-        """B of a chunk's experts, transposed, its parts side by side: `[c, r, out]`."""
-        if len(chunk.experts) == 1:
-            return self.B[:, :, chunk.experts[0]].transpose(0, 1).flatten(1)[None]
-        return self.B.index_select(2, chunk.ids).permute(2, 1, 0, 3).flatten(2)
-
-
-def put_columns(B: torch.Tensor, chunk: Chunk, values: torch.Tensor) -> None:
-    """Writes `[c, r, out]` where `Update.columns` reads it."""
-    apart = values.unflatten(2, (B.shape[0], -1)).permute(2, 1, 0, 3)
-    if len(chunk.experts) == 1:
-        B[:, :, chunk.experts[0]].copy_(apart[:, :, 0])
-    else:
-        B[:, :, chunk.ids] = apart.to(B.dtype)
-
-
-@dataclass(frozen=True)
-class Projection:
-    """One of the two projections: its packed weights, bias and low-rank updates.
-
-    Attributes:
-        packed: the weights of all experts.
-        bias: `[E, out]`, in the order of the parts.
-        updates: any number of them.
-    """
-
-    packed: Packed
+    weight: PackedWeight
     bias: torch.Tensor
-    updates: tuple[Update, ...] = ()
+    updates: tuple[ExpertUpdate, ...] = ()
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """What may have a gradient: the bias, then A and B of each update."""
-        return (self.bias, *(factor for update in self.updates for factor in (update.A, update.B)))
+        """Returns what may have a gradient: the bias, then the tensors of each update."""
+        return (self.bias, *(tensor for update in self.updates for tensor in update.tensors()))
 
-    def with_tensors(self, tensors: Sequence[torch.Tensor]) -> Projection:
-        """The same projection on other tensors, in the order of `tensors()`."""
-        updates = tuple(
-            Update(A, B, update.scaling)
-            for A, B, update in zip(tensors[1::2], tensors[2::2], self.updates, strict=True)
-        )
-        return Projection(self.packed, tensors[0], updates)
+    def with_tensors(self, tensors: Sequence[torch.Tensor]) -> ExpertProjection:
+        """Returns the same projection on other tensors, in the order of `tensors()`."""
+        updates = [update.with_tensors(own) for update, own in self._by_update(tensors)]
+        return replace(self, bias=tensors[0], updates=tuple(updates))
 
+    def forward(self, at: ChunkContext, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Writes the output rows of a chunk, `[n, in] -> [n, out]`."""
+        at.backend.project(x, self.weight, at.chunk, y)
+        y.add_(at.chunk.repeat(self._chunk_bias(at)))
+        for update in self.updates:
+            update.add_output(at, x, y)
 
-@dataclass(frozen=True)
-class Factors:
-    """The updates of a chunk side by side.
+    def zero_grads(self, wanted: Sequence[bool]) -> list[torch.Tensor | None]:
+        """Returns a zero for each of `tensors()`, None where it is not wanted."""
+        pairs = zip(self.tensors(), wanted, strict=True)
+        return [torch.zeros_like(tensor) if want else None for tensor, want in pairs]
 
-    Attributes:
-        A: `[c, r, in]`, r being the sum of the ranks, perhaps filled up with zeros.
-        B: `[c, r, out]`, transposed.
-        scaling: of one update, or `[r]` of several. It is applied to the rows between A and B,
-            which are the smallest thing there is.
-    """
+    def backward_input(
+        self, at: ChunkContext, grad: torch.Tensor, grad_x: torch.Tensor | None
+    ) -> list[tuple[torch.Tensor, ...]]:
+        """Writes the gradient of the input, and returns what `backward_tensors` goes on with.
 
-    A: torch.Tensor
-    B: torch.Tensor
-    scaling: float | torch.Tensor
+        Args:
+            at: the chunk.
+            grad: `[n, out]`, gradient of the output rows.
+            grad_x: `[n, in]`, written; None where it is not wanted.
+        """
+        if grad_x is not None:
+            at.backend.project_back(grad, self.weight, at.chunk, grad_x)
+        return [update.add_input_grad(at, grad, grad_x) for update in self.updates]
 
+    def backward_tensors(
+        self,
+        at: ChunkContext,
+        saved: list[tuple[torch.Tensor, ...]],
+        x: torch.Tensor,
+        grad: torch.Tensor,
+        row_weights: torch.Tensor | None,
+        grads: Sequence[torch.Tensor | None],
+    ) -> None:
+        """Writes what a chunk gives to the gradients of `tensors()`.
 
-def factors_of(
-    projection: Projection, chunk: Chunk, products: Products, like: torch.Tensor
-) -> Factors | None:
-    """`Factors` in the dtype of `like`, or None without updates."""
-    if not projection.updates:
-        return None
-    all_A, all_B = [], []
-    for update in projection.updates:
-        all_A.append(chunk.pick(update.A).to(like.dtype))
-        all_B.append(update.columns(chunk).to(like.dtype))
-    A = all_A[0] if len(all_A) == 1 else torch.cat(all_A, dim=1)
-    B = all_B[0] if len(all_B) == 1 else torch.cat(all_B, dim=1)
-    missing = -A.shape[1] % products.rank_multiple
-    if missing:
-        A, B = (F.pad(factor, (0, 0, 0, missing)) for factor in (A, B))
-    return Factors(A, B, _scaling(projection.updates, A))
+        Args:
+            at: the chunk.
+            saved: what `backward_input` returned.
+            x: `[n, in]`, the input rows.
+            grad: `[n, out]`, as in `backward_input`.
+            row_weights: `[n, 1]`, by which `grad` is still to be multiplied; None for 1.
+            grads: from `zero_grads`.
+        """
+        if grads[0] is not None:
+            self._write_bias_grad(at, grad, row_weights, grads[0])
+        for (update, own), kept in zip(self._by_update(grads), saved, strict=True):
+            if any(found is not None for found in own):
+                update.write_grads(at, kept, x, grad, row_weights, own)
 
+    def bias_products(self, at: ChunkContext, grad: torch.Tensor) -> torch.Tensor:
+        """Returns the scalar product of each row `[n, out]` with its expert's bias, `[n]`."""
+        bias = self._chunk_bias(at)[:, :, None]
+        columns = bias.expand(-1, -1, at.backend.rank_multiple).contiguous()
+        return at.backend.multiply(grad, columns, at.chunk)[:, 0]
 
-def _scaling(updates: tuple[Update, ...], A: torch.Tensor) -> float | torch.Tensor:
-    if len({update.scaling for update in updates}) == 1:
-        return updates[0].scaling
-    columns = [update.scaling for update in updates for _ in range(update.A.shape[1])]
-    # Columns that were filled up are zero, whatever they are multiplied by.
-    columns += [0.0] * (A.shape[1] - len(columns))
-    return torch.tensor(columns, dtype=A.dtype).to(A.device, non_blocking=True)
+    def _chunk_bias(self, at: ChunkContext) -> torch.Tensor:
+        return at.chunk.select(self.bias).to(at.dtype)
+
+    def _write_bias_grad(
+        self,
+        at: ChunkContext,
+        grad: torch.Tensor,
+        row_weights: torch.Tensor | None,
+        to: torch.Tensor,
+    ) -> None:
+        # A sum over the rows of each expert is a product with ones.
+        ones = to.new_ones(len(at.chunk), 1, dtype=at.dtype) if row_weights is None else row_weights
+        columns = ones.expand(-1, at.backend.rank_multiple).contiguous()
+        at.chunk.scatter(at.backend.outer(columns, grad, at.chunk)[:, 0], to)
+
+    def _by_update(self, values: Sequence[T]) -> Iterator[tuple[ExpertUpdate, Sequence[T]]]:
+        """Yields each update and its own among values in the order of `tensors()`."""
+        start = 1
+        for update in self.updates:
+            stop = start + len(update.tensors())
+            yield update, values[start:stop]
+            start = stop
