@@ -10,13 +10,13 @@ import torch
 
 from gptoss_ft.data.options import SourceOptions
 from gptoss_ft.data.rows import read_examples
+from gptoss_ft.documents import documents_from_lengths
 from gptoss_ft.errors import DataError, Problem
 from gptoss_ft.harmony.messages import Conversation, Document, Feedback, HarmonyText, Preference
 from gptoss_ft.harmony.options import RenderOptions
 from gptoss_ft.harmony.render import Renderer
 from gptoss_ft.harmony.segments import IGNORE, Row
 from gptoss_ft.harmony.vocabulary import load_vocabulary
-from gptoss_ft.model.attention.documents import documents_of
 from gptoss_ft.model.causal_lm import WeightedGptOss
 
 MAX_TOKENS = 4096
@@ -141,7 +141,7 @@ def hidden_states(model: WeightedGptOss, pack: Pack) -> torch.Tensor:
     """What the head of the model sees, float32 `[tokens, hidden]`; each layer is read once."""
     ids = torch.tensor([[token for row in pack.rows for token in row.ids]])
     positions = torch.cat([torch.arange(len(row.ids)) for row in pack.rows])[None]
-    documents = documents_of(pack.numbers[None] - pack.first + 1)
+    documents = documents_from_lengths([[len(row.ids) for row in pack.rows]], ids.shape[1])
     masks = dict.fromkeys(("full_attention", "sliding_attention"), documents)
     return model.model(
         input_ids=ids, position_ids=positions, attention_mask=masks, use_cache=False
