@@ -59,4 +59,4 @@ def test_scores_and_gradient_equal_those_of_all_logits(
     # A difference of rows of the head, which may cancel to nothing but their rounding.
     rounding = 1e-6 * float(upstream.norm())
     assert (mine - reference).norm() <= 1e-4 * reference.norm() + rounding
-    assert not any(score.requires_grad for score in found[1:])
+    assert not any(score.requires_grad for score in found[1:-1])

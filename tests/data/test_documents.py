@@ -30,7 +30,7 @@ def row_of(*lengths: int) -> dict[str, Any]:
 
 @given(LENGTHS, st.integers(0, 2))
 def test_they_are_what_a_mask_of_numbers_says(rows: list[list[int]], padding: int) -> None:
-    length = max(map(sum, rows)) + padding
+    length = max(1, *map(sum, rows)) + padding
     ids = torch.zeros(len(rows), length, dtype=torch.int64)
     for row, lengths in zip(ids, rows, strict=True):
         numbers = torch.arange(1, len(lengths) + 1)

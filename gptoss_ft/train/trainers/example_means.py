@@ -57,7 +57,7 @@ class ExampleMeans(SummingTrainer):
         return dataset
 
     def _precompute_ref_logps(self, dataset: datasets.Dataset, *args: Any) -> datasets.Dataset:
-        """Nothing: the rows have them."""
+        """Returns the rows as they are: they have them."""
         return dataset
 
     def _set_signature_columns_if_needed(self) -> None:
