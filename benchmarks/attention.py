@@ -31,7 +31,7 @@ from transformers.masking_utils import (
 )
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
-from gptoss_ft.model.attention.documents import whole_rows
+from gptoss_ft.documents import whole_rows
 from gptoss_ft.model.attention.sinks import sink_attention
 
 HEAD_DIM = 64

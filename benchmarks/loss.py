@@ -74,7 +74,7 @@ def ours(case: Case) -> Callable[[], torch.Tensor]:
 
     def run() -> torch.Tensor:
         hidden = case.hidden.detach().requires_grad_()
-        loss = weighted_loss(hidden, case.head, case.labels, case.weights).nll
+        loss = weighted_loss(hidden, case.head, case.labels, case.weights).loss
         return torch.autograd.grad(loss, hidden)[0]
 
     return run

@@ -122,7 +122,7 @@ def bare_products(trainer: SFTTrainer, counts: list[list[int]], scored: int) -> 
     return run
 
 
-def expert_counts(trainer: SFTTrainer, batch: dict[str, torch.Tensor]) -> list[list[int]]:
+def expert_counts(trainer: SFTTrainer, batch: dict[str, Any]) -> list[list[int]]:
     """How many rows each expert that is hit gets, by layer."""
     config, counts = trainer.model.config, []
 
@@ -166,7 +166,7 @@ def alone(side: str, base: Path, settings: dict[str, int]) -> None:
 
 
 def first_step(
-    trainer: SFTTrainer, batch: dict[str, torch.Tensor]
+    trainer: SFTTrainer, batch: dict[str, Any]
 ) -> tuple[Callable[..., float], float, dict[str, torch.Tensor]]:
     """A stepper, and the loss and gradients of its first step."""
     found: dict[str, torch.Tensor] = {}
@@ -190,7 +190,7 @@ def compare(base: Path, settings: dict[str, int]) -> dict[str, Any]:
     scored = int((our_batch["loss_weights"][:, 1:] != 0).sum())
     counts = expert_counts(ours, our_batch)
 
-    def trl_side(checkpointing: bool, batch: dict[str, torch.Tensor]) -> float:
+    def trl_side(checkpointing: bool, batch: dict[str, Any]) -> float:
         set_checkpointing(trl, checkpointing)
         with usual_allocator():
             return trl_step(batch)

@@ -147,8 +147,9 @@ def _arguments(base: Path, **settings: Any) -> SFTConfig:
 
 
 def _without_weights(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Our batches for TRL: what is not trained has the label -100 already."""
-    return {name: value for name, value in Collator()(rows).items() if name != "loss_weights"}
+    """Collates batches for TRL; what is not trained has the label -100 already."""
+    ours = ("loss_weights", "documents")
+    return {name: value for name, value in Collator()(rows).items() if name not in ours}
 
 
 def gradients(trainer: SFTTrainer) -> dict[str, torch.Tensor]:
@@ -167,7 +168,7 @@ def set_checkpointing(trainer: SFTTrainer, on: bool) -> None:
 
 def stepper(
     trainer: SFTTrainer, before_update: Callable[[], None] = lambda: None
-) -> Callable[[dict[str, torch.Tensor]], float]:
+) -> Callable[[dict[str, Any]], float]:
     """One optimizer step on a batch, as the trainer's loop takes it; returns the loss.
 
     The step is the trainer's own: its `training_step`, clipping and optimizer.
@@ -175,7 +176,7 @@ def stepper(
     optimizer = trainer.create_optimizer()
     trainer.current_gradient_accumulation_steps = 1
 
-    def step(batch: dict[str, torch.Tensor]) -> float:
+    def step(batch: dict[str, Any]) -> float:
         items = trainer._get_num_items_in_batch([batch], torch.device("cpu"))
         loss = trainer.training_step(trainer.model, dict(batch), items)
         before_update()
@@ -187,7 +188,7 @@ def stepper(
     return step
 
 
-def batch_of(trainer: SFTTrainer, rows: datasets.Dataset) -> dict[str, torch.Tensor]:
+def batch_of(trainer: SFTTrainer, rows: datasets.Dataset) -> dict[str, Any]:
     """All rows as one batch of the trainer's collator."""
     return trainer.data_collator([dict(row) for row in rows])
 

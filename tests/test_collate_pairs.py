@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from gptoss_ft.data.collate_pairs import PairCollator, RatedCollator, RowLayout
+from gptoss_ft.data.collate_pairs import PairCollator, RatedCollator
+from gptoss_ft.documents import Documents, DocumentSpan
 
 
 def _pair(prompt: list[int], chosen: list[int], rejected: list[int], **more: Any) -> dict[str, Any]:
@@ -18,6 +19,12 @@ def _pair(prompt: list[int], chosen: list[int], rejected: list[int], **more: Any
     return row | more
 
 
+def _row(length: int, *spans: tuple[int, int, slice | None]) -> Documents:
+    """Documents of a single row."""
+    found = tuple(DocumentSpan(slice(0, 1), *span) for span in spans)
+    return Documents(1, length, found)
+
+
 ROWS = [_pair([1, 2, 3], [4, 5], [6]), _pair([7], [8], [9, 10, 11])]
 
 
@@ -25,16 +32,16 @@ def test_a_shared_prompt_stands_once() -> None:
     batch = PairCollator()(ROWS)
     assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 3, 0, 1, 1, 2, 3]]
-    documents = ((0, 5, None), (5, 6, slice(0, 3)), (6, 8, None), (8, 11, slice(6, 7)))
-    assert batch["layout"] == RowLayout(11, documents)
+    spans = ((0, 5, None), (5, 6, slice(0, 3)), (6, 8, None), (8, 11, slice(6, 7)))
+    assert batch["documents"] == _row(11, *spans)
 
 
 def test_without_sharing_every_completion_has_its_prompt() -> None:
     batch = PairCollator(shared_prompt=False)(ROWS)
     assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5, 1, 2, 3, 6, 7, 8, 7, 9, 10, 11]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 1, 0, 1, 2, 3]]
-    documents = ((0, 5, None), (5, 9, None), (9, 11, None), (11, 15, None))
-    assert batch["layout"] == RowLayout(15, documents)
+    spans = ((0, 5, None), (5, 9, None), (9, 11, None), (11, 15, None))
+    assert batch["documents"] == _row(15, *spans)
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -95,7 +102,7 @@ def test_rated_rows_come_with_their_mismatched_completions() -> None:
     batch = RatedCollator()(rows)
     assert batch["label"].tolist() == [True, False]
     assert batch["input_ids"].tolist() == [[1, 2, 3, 1, 2, 4, 5]]
-    assert batch["layout"] == RowLayout(7, ((0, 3, None), (3, 7, None)))
+    assert batch["documents"] == _row(7, (0, 3, None), (3, 7, None))
     assert batch["kl"]["input_ids"].tolist() == [[1, 2, 4, 5, 1, 2, 3]]
     for row in rows:
         del row["kl_ids"]

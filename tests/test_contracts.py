@@ -55,13 +55,13 @@ METHODS = [
     (PeftModelForCausalLM, "load_adapter", ["model_id", "adapter_name"], "adapters/model.py"),
     (Trainer, "_set_signature_columns_if_needed", [], "train/trainers/sft.py"),
     (Trainer, "_get_num_items_in_batch", ["batch_samples", "device"], "train/trainers/sft.py"),
-    (Trainer, "evaluation_loop", ["metric_key_prefix"], "train/trainers/sft.py"),
+    (Trainer, "evaluation_loop", ["metric_key_prefix"], "train/trainers/base.py"),
     (Trainer, "_save_checkpoint", ["model", "trial"], "train/checkpoints.py"),
     (Trainer, "_get_output_dir", ["trial"], "train/checkpoints.py"),
     (Trainer, "_save", ["output_dir", "state_dict"], "train/checkpoints.py"),
     (Trainer, "_run_epoch", [], "train/checkpoints.py"),
-    (Trainer, "_save_rng_state", ["output_dir"], "train/trainers/sft.py"),
-    (Trainer, "_load_rng_state", ["checkpoint"], "train/trainers/sft.py"),
+    (Trainer, "_save_rng_state", ["output_dir"], "train/trainers/base.py"),
+    (Trainer, "_load_rng_state", ["checkpoint"], "train/trainers/base.py"),
     (SFTTrainer, "create_model_card", [], "train/checkpoints.py"),
     (
         SFTTrainer,
@@ -69,7 +69,7 @@ METHODS = [
         ["model", "inputs", "return_outputs", "num_items_in_batch"],
         "train/trainers/sft.py",
     ),
-    (SFTTrainer, "log", ["logs", "start_time"], "train/trainers/sft.py"),
+    (SFTTrainer, "log", ["logs", "start_time"], "train/trainers/base.py"),
     *(
         (trainer, name, parameters, f"train/{file}.py")
         for trainer, own in ((DPOTrainer, "dpo"), (KTOTrainer, "kto"))
@@ -80,13 +80,13 @@ METHODS = [
             (
                 "compute_loss",
                 ["model", "inputs", "return_outputs", "num_items_in_batch"],
-                "means",
+                "example_means",
             ),
-            ("log", ["logs", "start_time"], "means"),
+            ("log", ["logs", "start_time"], "example_means"),
         )
     ),
     (KTOTrainer, "_compute_kl_logps", ["model", "batch"], "train/trainers/kto.py"),
-    (PeftModel, "delete_adapter", ["adapter_name"], "trainers/means.py"),
+    (PeftModel, "delete_adapter", ["adapter_name"], "trainers/example_means.py"),
     (
         modeling_gpt_oss.GptOssExperts,
         "forward",
@@ -159,8 +159,8 @@ def test_the_trainer_reads_the_flags_we_set() -> None:
     assert "loss_is_scaled_for_ga" in inspect.getsource(Trainer.training_step)
     assert WeightedSFTTrainer.loss_is_scaled_for_ga is True
     source = inspect.getsource(SFTTrainer)
-    for name in ("aux_loss_enabled", "router_aux_loss_coef", "self._metrics"):
-        assert name in source, f"SFTTrainer has no {name}; gptoss_ft/train/trainer.py needs it"
+    for name in ("aux_loss_enabled", "router_aux_loss_coef"):
+        assert name in source, f"SFTTrainer has no {name}; trainers/sft.py needs it"
     assert "current_gradient_accumulation_steps" in inspect.getsource(Trainer)
     assert "skip_prepare_dataset" in source
 
@@ -175,11 +175,11 @@ def test_preference_trainers_call_the_model_as_we_answer(trainer: type) -> None:
         )
     for name in ("self.precompute_ref_logps", "self._metrics[mode]", "self._total_train_tokens"):
         assert name in source, (
-            f"{trainer.__name__} has no {name}; trainers/means.py sets or reads it"
+            f"{trainer.__name__} has no {name}; trainers/example_means.py sets or reads it"
         )
     added = 'model.add_adapter("ref"'
     assert added in inspect.getsource(trainer.__init__), (
-        f"{trainer.__name__} no longer copies the adapter; trainers/means.py deletes the copy"
+        f"{trainer.__name__} copies no adapter now; trainers/example_means.py deletes the copy"
     )
 
 

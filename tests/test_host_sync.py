@@ -14,6 +14,7 @@ from transformers import GptOssConfig
 from gptoss_ft.adapters.model import AdaptedModel, AdapterInfo, add_adapter
 from gptoss_ft.adapters.options import AdapterOptions
 from gptoss_ft.data.collate_pairs import PairCollator
+from gptoss_ft.documents import documents_from_lengths
 from gptoss_ft.model.attention import sinks as attention
 from gptoss_ft.model.attention.sinks import SINK_ATTENTION, register_sink_attention
 from gptoss_ft.model.causal_lm import WeightedGptOss
@@ -24,13 +25,13 @@ from gptoss_ft.model.experts.module import PackedExperts
 from gptoss_ft.model.load import replace_layers
 from gptoss_ft.model.storage import StoredEmbedding
 from gptoss_ft.mxfp4.codec import unpack
-from gptoss_ft.train.trainers.preference_batch import fused_output
+from gptoss_ft.train.trainers.preference_batch import completion_scores
 
 LAYERS, EXPERTS, TOP = 4, 8, 2
 BATCH, LENGTH = 2, 300
 BACKENDS: list[type[ExpertBackend]] = [GroupedBackend, LoopedBackend]
 SHAPE = (BATCH, LENGTH)
-DOCUMENTS = torch.tensor([[1] * 170 + [2] * 120 + [0] * 10, [1] * 300])
+DOCUMENTS = documents_from_lengths([[170, 120], [300]], LENGTH)
 
 
 def _config() -> GptOssConfig:
@@ -96,7 +97,8 @@ def _batch() -> dict[str, Any]:
             "input_ids": ids,
             "labels": ids,
             "position_ids": ids,
-            "document_ids": ids,
+            "attention_mask": ids,
+            "documents": DOCUMENTS,
             "loss_weights": torch.empty(SHAPE),
             "use_cache": False,
         }
@@ -113,12 +115,12 @@ def test_a_step_copies_once_a_layer_to_the_host(
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     pairs = BATCH * LENGTH * TOP
-    answers = {(EXPERTS,): _counts(pairs), SHAPE: DOCUMENTS}
+    answers = {(EXPERTS,): _counts(pairs)}
     with HostCopies(answers, scored=200) as host:
         output = model.train()(**_batch())
-        assert host.copies == {(EXPERTS,): LAYERS, SHAPE: 1}
+        assert host.copies == {(EXPERTS,): LAYERS}
         output.loss.backward()
-    assert host.copies == {(EXPERTS,): LAYERS * (1 + checkpointing), SHAPE: 1}
+    assert host.copies == {(EXPERTS,): LAYERS * (1 + checkpointing)}
     assert host.asked <= 3, "of the loss, once a step"
     assert output.loss.dtype == torch.float32
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -139,7 +141,7 @@ def test_scoring_pairs_copies_nothing_but_the_counts(model: AdaptedModel) -> Non
         for part, values in (("ids", ids), ("weights", [0.0, *[1.0] * 88]), ("channels", [3] * 89))
     }
     batch = PairCollator()([{"prompt_ids": ids, **row}] * 2)
-    length = batch["layout"].length
+    length = batch["documents"].length
     on_device = {
         name: value.to("meta") if isinstance(value, torch.Tensor) else value
         for name, value in batch.items()
@@ -147,7 +149,7 @@ def test_scoring_pairs_copies_nothing_but_the_counts(model: AdaptedModel) -> Non
     for experts in _experts(model):
         experts.backend = lambda device: GroupedBackend()
     with HostCopies({(EXPERTS,): _counts(length * TOP)}) as host:
-        output = fused_output(model.train(), on_device)
+        output = completion_scores(model.train(), on_device)
         output.log_probs.sum().backward()
     assert host.copies == {(EXPERTS,): LAYERS}
     assert output.log_probs.shape == (4, 89) and output.log_probs.dtype == torch.float32
@@ -170,7 +172,7 @@ def test_states_between_layers_are_bfloat16(model: AdaptedModel) -> None:
     for name, module in model.named_modules():
         if name.rpartition(".")[2] in watched:
             module.register_forward_hook(note(name.rpartition(".")[2]))
-    answers = {(EXPERTS,): _counts(BATCH * LENGTH * TOP), SHAPE: DOCUMENTS}
+    answers = {(EXPERTS,): _counts(BATCH * LENGTH * TOP)}
     with HostCopies(answers, scored=200):
         model(**_batch())
     assert seen == {name: {torch.bfloat16} for name in watched}

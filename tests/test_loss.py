@@ -65,11 +65,11 @@ def test_sums_and_gradient_equal_full_cross_entropy(
         patch.setattr(scores_module, "CPU_SLICE", vocabulary_slice)
         sums = weighted_loss(ours, head, labels, weights)
     nll, correct = _reference(theirs, head, labels, weights)
-    assert sums.nll.item() == pytest.approx(nll.item(), rel=1e-5)
+    assert sums.loss.item() == pytest.approx(nll.item(), rel=1e-5)
     assert sums.correct.item() == pytest.approx(correct.item(), rel=1e-6)
     assert sums.weight.item() == pytest.approx(weights[:, 1:].sum().item(), rel=1e-6)
 
-    (sums.nll * 0.3).backward()
+    (sums.loss * 0.3).backward()
     (nll * 0.3).backward()
     assert (ours.grad - theirs.grad).norm() <= 1e-5 * theirs.grad.norm()
     assert ours.grad[:, -1].abs().max() == 0, "the last position predicts nothing"
@@ -92,15 +92,15 @@ def test_large_logits_do_not_overflow() -> None:
     for order in (torch.arange(VOCABULARY), (hidden[0, 0] @ head.T).argsort()):
         sums = weighted_loss(hidden * 1e4, head[order], labels, weights)
         nll, _ = _reference(hidden * 1e4, head[order], labels, weights)
-        assert sums.nll.item() == pytest.approx(nll.item(), rel=1e-5)
+        assert sums.loss.item() == pytest.approx(nll.item(), rel=1e-5)
 
 
 def test_a_batch_without_weight_gives_zero_and_a_zero_gradient() -> None:
     hidden, head, labels, weights = _case()
     hidden.requires_grad_()
     sums = weighted_loss(hidden, head, labels, torch.zeros_like(weights))
-    sums.nll.backward()
-    assert sums.nll.item() == sums.weight.item() == sums.correct.item() == 0
+    sums.loss.backward()
+    assert sums.loss.item() == sums.weight.item() == sums.correct.item() == 0
     assert hidden.grad is not None and hidden.grad.abs().max() == 0
 
 
@@ -109,7 +109,7 @@ def test_bfloat16_head_is_read_exactly() -> None:
     hidden, head, labels, weights = _case(dtype=torch.bfloat16)
     sums = weighted_loss(hidden, head, labels, weights)
     nll, _ = _reference(hidden, head.float(), labels, weights)
-    assert sums.nll.item() == pytest.approx(nll.item(), rel=1e-6)
+    assert sums.loss.item() == pytest.approx(nll.item(), rel=1e-6)
 
 
 def test_bfloat16_hidden_states_stay_near() -> None:
@@ -119,10 +119,10 @@ def test_bfloat16_hidden_states_stay_near() -> None:
     theirs = hidden.bfloat16().float().requires_grad_()
     sums = weighted_loss(ours, head, labels, weights)
     nll, _ = _reference(theirs, head.float(), labels, weights)
-    sums.nll.backward()
+    sums.loss.backward()
     nll.backward()
-    assert sums.nll.dtype == torch.float32
-    assert sums.nll.item() == pytest.approx(nll.item(), rel=1e-5)
+    assert sums.loss.dtype == torch.float32
+    assert sums.loss.item() == pytest.approx(nll.item(), rel=1e-5)
     assert ours.grad.dtype == torch.bfloat16
     assert (ours.grad.float() - theirs.grad).norm() <= 5e-3 * theirs.grad.norm()
 
@@ -134,9 +134,9 @@ def test_a_gpus_products_on_meta_tensors(dtype: torch.dtype) -> None:
     head = torch.empty(VOCABULARY, HIDDEN, dtype=torch.bfloat16, device="meta")
     labels = torch.empty(7, dtype=torch.int64, device="meta")
     scores = token_scores(hidden, head, labels)
-    assert all(found.shape == (7,) for found in scores)
+    assert all(found.shape == (7,) for found in scores[:-1])
     assert scores.is_top1.dtype == torch.bool
-    assert {found.dtype for found in scores} == {torch.bool, torch.float32}
+    assert {found.dtype for found in scores[:-1]} == {torch.bool, torch.float32}
     (gradient,) = torch.autograd.grad(scores.log_probs.sum(), hidden)
     assert (gradient.shape, gradient.dtype) == (hidden.shape, dtype)
 
@@ -167,6 +167,6 @@ def test_only_slices_of_logits_and_head_exist(
     hidden, head, labels, weights = _case(dtype=dtype)
     hidden.requires_grad_()
     with _Sizes(hidden, head, labels, weights) as sizes:
-        weighted_loss(hidden, head, labels, weights).nll.backward()
+        weighted_loss(hidden, head, labels, weights).loss.backward()
     # A slice of logits or of the head, or the gradient; never logits of all rows or of all tokens.
     assert 0 < sizes.largest <= max(20 * 50, 50 * HIDDEN, hidden.numel()) * 4

@@ -222,7 +222,7 @@ def test_packed_documents_do_not_see_each_other(tiny_checkpoint: Path) -> None:
     }
     short = {name: value[:100] for name, value in row.items()} | {"documents": [100]}
     batch = Collator()([row, short])
-    inputs = {name: batch[name] for name in ("input_ids", "position_ids", "document_ids")}
+    inputs = {name: batch[name] for name in ("input_ids", "position_ids", "documents")}
     with torch.no_grad():
         packed = model(**inputs).logits
         first, second = (model(input_ids=part).logits[0] for part in ids.split(lengths, dim=1))

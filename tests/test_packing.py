@@ -13,6 +13,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +23,7 @@ from gptoss_ft.data.options import DataOptions
 from gptoss_ft.data.pack import Bins, best_fit, pack_rows
 from gptoss_ft.harmony.render import IGNORE
 from gptoss_ft.harmony.vocabulary import ENDOFTEXT, packaged_vocabulary
+from gptoss_ft.model.attention.masks import document_ids
 
 
 def members(bins: Bins) -> list[list[int]]:
@@ -188,7 +190,8 @@ def test_a_batch_names_documents_and_restarts_positions() -> None:
         for row in rows
     ]
     batch = Collator()(trained)
-    assert batch["document_ids"].tolist() == [[1, 1, 2, 2, 2], [1, 1, 1, 0, 0]]
+    numbers = document_ids(batch["documents"], torch.device("cpu"))
+    assert numbers.tolist() == [[1, 1, 2, 2, 2], [3, 3, 3, 0, 0]]
     assert batch["position_ids"].tolist() == [[0, 1, 0, 1, 2], [0, 1, 2, 0, 0]]
     assert batch["attention_mask"].tolist() == [[1] * 5, [1, 1, 1, 0, 0]]
 

@@ -28,7 +28,7 @@ from gptoss_ft.train.trainers.sft import WeightedSFTTrainer
 
 LENGTHS = [5, 150, 40, 17, 230, 90, 3, 61]  # two longer than the sliding window of 128
 CAPACITY = 256
-Batch = dict[str, torch.Tensor]
+Batch = dict[str, Any]
 Rows = Sequence[dict[str, Any]]
 
 
@@ -140,7 +140,8 @@ def _logits(model: WeightedGptOss, documents: Sequence[torch.Tensor], place: int
     ids = torch.cat(list(documents)).tolist()
     lengths = [len(document) for document in documents]
     row = {"input_ids": ids, "labels": ids, "loss_weights": [1.0] * len(ids), "documents": lengths}
-    inputs = {name: value for name, value in Collator()([row]).items() if name.endswith("_ids")}
+    batch = Collator()([row])
+    inputs = {name: batch[name] for name in ("input_ids", "position_ids", "documents")}
     kept = torch.arange(lengths[place]) + sum(lengths[:place])
     return model(**inputs, logits_to_keep=kept).logits[0]
 
@@ -158,6 +159,6 @@ def test_logits_of_a_document_are_stocks_whatever_its_neighbours(base: Path) -> 
         others = [[document(length) for length in side] for side in (before, after)]
         found = _logits(model, [*others[0], middle, *others[1]], len(before))
         assert (found - expected).abs().max() <= 1e-4
-    # Without the numbers of the documents they do depend on what stands before.
+    # Without documents they do depend on what stands before.
     joined = model(torch.cat([document(60), middle])[None], logits_to_keep=150).logits[0]
     assert (joined - expected).abs().max() > 1e-2

@@ -48,7 +48,7 @@ def test_a_resumed_run_logs_and_trains_the_same(base: Path, tmp_path: Path, meth
     whole = make(model, rows, tmp_path / "run", **settings)
     whole.train()
     checkpoint = tmp_path / "run" / "checkpoint-3"
-    assert (checkpoint / "contents.json").is_file() and (checkpoint / "means_0.json").is_file()
+    assert (checkpoint / "contents.json").is_file() and (checkpoint / "metrics_0.json").is_file()
     resumed = make(adapted(base), rows, tmp_path / "run", **settings)
     resumed.train(resume_from_checkpoint=str(checkpoint))
     (expected,) = [log for log in whole.state.log_history if "loss" in log]

@@ -206,10 +206,10 @@ def test_a_checkpoint_holds_nothing_that_runs_code_when_loaded(runs: Runs) -> No
         "adapter_model.safetensors",
         "contents.json",
         "gptoss_ft.json",
+        "metrics_0.json",
         "optimizer.pt",
         "rng_state.pth",
         "scheduler.pt",
-        "sums_0.json",
         "trained_tensors.safetensors",
         "trainer_state.json",
     }

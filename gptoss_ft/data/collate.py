@@ -1,4 +1,4 @@
-"""Rows to padded batches."""
+"""Collates rows into padded batches."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from gptoss_ft.documents import documents_from_lengths
 from gptoss_ft.harmony.render import IGNORE
 from gptoss_ft.harmony.vocabulary import ENDOFTEXT
 
@@ -16,19 +17,23 @@ from gptoss_ft.harmony.vocabulary import ENDOFTEXT
 class Collator:
     """Pads rows on the right to the longest of the batch.
 
-    Padding is `<|endoftext|>`, masked in attention, with label -100 and weight 0. Rows with several
-    documents come with positions that start anew in each, and the number of each token's document.
+    Padding is `<|endoftext|>`, masked in attention, with label -100 and weight 0. Rows that name
+    the lengths of several `documents` come with positions that start anew in each.
     """
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Rows with `input_ids`, `labels`, `loss_weights` to tensors `[batch, longest]`.
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Collates rows with `input_ids`, `labels` and `loss_weights`.
 
         Returns:
-            input_ids, attention_mask and labels int64, loss_weights float32; where rows name their
-            `documents`, position_ids and document_ids int64, 0 in padding, documents from 1.
+            input_ids, attention_mask, labels: int64 `[batch, longest]`. The mask counts tokens;
+                attention goes by `documents`.
+            loss_weights: float32 likewise.
+            documents: a `Documents`; a row that names none is one document.
+            position_ids: int64 likewise, 0 in padding; only where a row has several documents.
         """
         longest = max(len(row["input_ids"]) for row in rows)
-        batch = {
+        lengths = [row.get("documents") or [len(row["input_ids"])] for row in rows]
+        batch: dict[str, Any] = {
             "input_ids": _padded(
                 [row["input_ids"] for row in rows], longest, ENDOFTEXT, torch.int64
             ),
@@ -39,22 +44,12 @@ class Collator:
             "loss_weights": _padded(
                 [row["loss_weights"] for row in rows], longest, 0.0, torch.float32
             ),
+            "documents": documents_from_lengths(lengths, longest),
         }
-        if any(len(row.get("documents") or ()) > 1 for row in rows):
-            batch |= _documents([row["documents"] for row in rows], longest)
+        if any(len(row) > 1 for row in lengths):
+            positions = [[i for length in row for i in range(length)] for row in lengths]
+            batch["position_ids"] = _padded(positions, longest, 0, torch.int64)
         return batch
-
-
-def _documents(lengths: Sequence[Sequence[int]], longest: int) -> dict[str, torch.Tensor]:
-    """Positions within documents and numbers of documents, from the documents' lengths."""
-    positions = [[i for length in row for i in range(length)] for row in lengths]
-    numbers = [
-        [n for n, length in enumerate(row, start=1) for _ in range(length)] for row in lengths
-    ]
-    return {
-        "position_ids": _padded(positions, longest, 0, torch.int64),
-        "document_ids": _padded(numbers, longest, 0, torch.int64),
-    }
 
 
 def _padded(

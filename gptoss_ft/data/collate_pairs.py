@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from gptoss_ft.documents import Documents, DocumentSpan
+
 Batch = dict[str, Any]
 Tokens = Sequence[int]
 
@@ -29,20 +31,6 @@ RATED_COLUMNS = [
     *("prompt_ids", "completion_ids", "completion_weights", "completion_channels", "ref_logps"),
     *("label", "length", "kl_ids", "kl_weights", "kl_channels", "ref_kl_logps"),
 ]
-
-
-@dataclass(frozen=True)
-class RowLayout:
-    """Which tokens of a batch's single row see each other.
-
-    Attributes:
-        length: tokens of the row.
-        documents: start and stop of each stretch of tokens that see their own past in it, and the
-            earlier tokens that the stretch goes on from, or None.
-    """
-
-    length: int
-    documents: tuple[tuple[int, int, slice | None], ...]
 
 
 @dataclass(frozen=True)
@@ -141,7 +129,7 @@ def collate(
 
     Returns:
         input_ids, position_ids: int64 `[1, length]`.
-        layout: what sees what, a `RowLayout`.
+        documents: what sees what in the row, a `Documents`.
         target_positions, target_ids: int64 `[n]`, the tokens of the completions and the places in
             the row whose hidden states predict them; first those with weight.
         trained_targets: how many have weight.
@@ -184,7 +172,7 @@ def _row(
     """The row, and of every completion, side by side, the places that predict its tokens."""
     ids: list[int] = []
     positions: list[int] = []
-    documents: list[tuple[int, int, slice | None]] = []
+    spans: list[DocumentSpan] = []
     places: list[list[torch.Tensor]] = [[] for _ in sides]
     for prompt, *completions in zip(prompts, *sides, strict=True):
         begin = len(ids)
@@ -198,13 +186,13 @@ def _row(
             places[index].append(place)
             ids += completion
             shared = slice(begin, begin + len(prompt)) if goes_on else None
-            documents.append((start, len(ids), shared))
+            spans.append(DocumentSpan(slice(0, 1), start, len(ids), shared))
             last = len(prompt) + len(completion)
             positions += range(last - (len(ids) - start), last)
     row = {
         "input_ids": torch.tensor([ids]),
         "position_ids": torch.tensor([positions]),
-        "layout": RowLayout(len(ids), tuple(documents)),
+        "documents": Documents(1, len(ids), tuple(spans)),
     }
     return row, list(chain.from_iterable(places))
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -24,9 +25,10 @@ from gptoss_ft.adapters.model import AdaptedModel, AdapterInfo, add_adapter
 from gptoss_ft.adapters.options import AdapterOptions
 from gptoss_ft.checkpoint.headers import Checkpoint, open_checkpoint
 from gptoss_ft.context import Context, Outcome
+from gptoss_ft.data.collate import Collator
+from gptoss_ft.documents import Documents, DocumentSpan
 from gptoss_ft.errors import ConfigError, Problem
 from gptoss_ft.gpu_check.options import GpuCheckOptions
-from gptoss_ft.model.attention.documents import Documents, Span
 from gptoss_ft.model.attention.sinks import sink_attention
 from gptoss_ft.model.experts.backends.base import ExpertBackend
 from gptoss_ft.model.experts.backends.grouped import (
@@ -202,8 +204,8 @@ def attention(device: torch.device, window: int | None, seed: int) -> Iterator[R
     torch.manual_seed(seed)
     heads, kv_heads, width = 8, 2, 64
     row = slice(0, 1)
-    answers = Span(row, 150, 240), Span(row, 240, 310, slice(150, 200))
-    documents = Documents(1, LENGTH, (Span(row, 0, 150), *answers))
+    answers = DocumentSpan(row, 150, 240), DocumentSpan(row, 240, 310, slice(150, 200))
+    documents = Documents(1, LENGTH, (DocumentSpan(row, 0, 150), *answers))
     shapes = [(1, count, LENGTH, width) for count in (heads, kv_heads, kv_heads)]
     leaves = [*(torch.randn(shape) for shape in shapes), torch.randn(heads)]
     direction = torch.randn(shapes[0])
@@ -234,7 +236,10 @@ def whole_model(checkpoint: Checkpoint, device: torch.device, seed: int) -> Iter
     reference, model = _adapted(checkpoint, _CPU, seed), _adapted(checkpoint, device, seed)
     allowed = WHOLE_MODEL[compute_dtype(device)]
     batch = _batch(seed)
-    on_device = {name: value.to(device) for name, value in batch.items()}
+    on_device = {
+        name: value.to(device) if isinstance(value, torch.Tensor) else value
+        for name, value in batch.items()
+    }
     error = relative_error(_logits(model, on_device), _logits(reference, batch))
     yield Row("logits", error, allowed)
 
@@ -251,8 +256,8 @@ def whole_model(checkpoint: Checkpoint, device: torch.device, seed: int) -> Iter
     yield Row("what the step adds to the loss", fall, 0.0)
     if device.type == "cuda":
         layers = int(model.config.num_hidden_layers)
-        # A layer's routing, and the batch's documents and scored positions.
-        yield Row("waits for the GPU in a step", float(_waits(model, on_device)), layers + 4.0)
+        # A layer's routing, and the batch's scored positions.
+        yield Row("waits for the GPU in a step", float(_waits(model, on_device)), layers + 3.0)
     yield Row("peak memory of the step, MiB", _peak(device) / MIB)
 
 
@@ -272,34 +277,30 @@ def _adapted(checkpoint: Checkpoint, device: torch.device, seed: int) -> Adapted
     return model
 
 
-def _batch(seed: int) -> dict[str, torch.Tensor]:
-    """Two rows of two documents each, one with padding; half of the tokens are trained."""
+def _batch(seed: int) -> dict[str, Any]:
+    """Collates two rows of two documents, one with padding; half of the tokens are trained."""
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(0, 199_000, (2, LENGTH), generator=generator)
-    documents = torch.tensor([[1] * 200 + [2] * 120, [1] * 90 + [2] * 200 + [0] * 30])
-    positions = [[*range(200), *range(120)], [*range(90), *range(200), *range(30)]]
-    weights = (torch.rand(2, LENGTH, generator=generator) < 0.5) & (documents != 0)
-    return {
-        "input_ids": ids,
-        "labels": ids,
-        "position_ids": torch.tensor(positions),
-        "document_ids": documents,
-        "loss_weights": weights.float(),
-    }
+    rows = []
+    for documents in ([200, LENGTH - 200], [90, 200]):
+        ids = torch.randint(0, 199_000, (sum(documents),), generator=generator).tolist()
+        weights = (torch.rand(len(ids), generator=generator) < 0.5).float().tolist()
+        row = {"input_ids": ids, "labels": ids, "loss_weights": weights, "documents": documents}
+        rows.append(row)
+    return Collator()(rows)
 
 
 @torch.no_grad()
-def _logits(model: AdaptedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Of every eighth token outside the padding."""
-    names = ("input_ids", "position_ids", "document_ids")
-    documents = batch["document_ids"]
-    kept = torch.arange(0, LENGTH, 8, device=documents.device)
+def _logits(model: AdaptedModel, batch: dict[str, Any]) -> torch.Tensor:
+    """Returns logits of every eighth token outside the padding."""
+    names = ("input_ids", "position_ids", "documents")
+    tokens = batch["attention_mask"].bool()
+    kept = torch.arange(0, LENGTH, 8, device=tokens.device)
     logits: torch.Tensor = model(**{n: batch[n] for n in names}, logits_to_keep=kept).logits
-    return logits[documents[:, kept] != 0]
+    return logits[tokens[:, kept]]
 
 
-def _step(model: AdaptedModel, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Loss before and after a step, and the gradients of each part of the adapter as one vector."""
+def _step(model: AdaptedModel, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Returns loss before and after a step, and each part's gradients as one vector."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=LEARNING_RATE)
 
@@ -323,8 +324,8 @@ def _step(model: AdaptedModel, batch: dict[str, torch.Tensor]) -> dict[str, torc
     return {"before": before.detach(), "after": after, **gradients}
 
 
-def _waits(model: AdaptedModel, batch: dict[str, torch.Tensor]) -> int:
-    """How often the host waits for the GPU in one forward and backward, by torch's own count."""
+def _waits(model: AdaptedModel, batch: dict[str, Any]) -> int:
+    """Counts the host's waits for the GPU in a forward and backward, as torch reports them."""
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")

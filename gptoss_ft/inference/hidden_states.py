@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from gptoss_ft.documents import documents_from_lengths
 from gptoss_ft.inference.token_rows import TokenRow
-from gptoss_ft.model.attention.documents import documents_of
 from gptoss_ft.model.causal_lm import WeightedGptOss
 
 
@@ -61,7 +61,7 @@ def hidden_states(model: WeightedGptOss, pack: Pack) -> torch.Tensor:
     """Computes the input of the head, float32 `[tokens, hidden]`; each layer is read once."""
     ids = torch.tensor([[token for row in pack.rows for token in row.ids]])
     positions = torch.cat([torch.arange(len(row.ids)) for row in pack.rows])[None]
-    documents = documents_of(pack.numbers[None] - pack.first + 1)
+    documents = documents_from_lengths([[len(row.ids) for row in pack.rows]], ids.shape[1])
     masks = dict.fromkeys(("full_attention", "sliding_attention"), documents)
     return model.model(
         input_ids=ids, position_ids=positions, attention_mask=masks, use_cache=False

@@ -12,16 +12,21 @@ from gptoss_ft.model.token_scores import token_log_probs
 class WeightedLoss(NamedTuple):
     """Sums over the scored positions; divide by `weight` for a mean.
 
+    Only `loss` is differentiable, in the hidden states. A plain tuple, so that wrappers such as DDP
+    find the tensors in it.
+
     Attributes:
-        nll: sum of weight times negative log-likelihood, float32 scalar, differentiable.
+        loss: sum of weight times negative log-likelihood, float32 scalar.
         weight: sum of weights, float32 scalar.
         correct: sum of weights of positions at which no token is likelier than the label, float32
             scalar.
+        aux_loss: load-balancing loss of the batch, where the model was asked for router logits.
     """
 
-    nll: torch.Tensor
+    loss: torch.Tensor
     weight: torch.Tensor
     correct: torch.Tensor
+    aux_loss: torch.Tensor | None = None
 
 
 def weighted_loss(
@@ -30,7 +35,7 @@ def weighted_loss(
     labels: torch.Tensor,
     loss_weights: torch.Tensor,
 ) -> WeightedLoss:
-    """Cross-entropy of every label given the hidden state before it.
+    """Computes the cross-entropy of every label given the hidden state before it.
 
     Products are formed in the dtype of the hidden states, sums and softmax in float32.
 

@@ -30,9 +30,10 @@ GPU_SLICE = 16_384
 
 
 class TokenScores(NamedTuple):
-    """What the model thinks of some tokens, each `[n]` and float32 unless said otherwise.
+    """Scores of some tokens under the model, each `[n]` and float32 unless said otherwise.
 
-    Only `log_probs` is differentiable, in the hidden states.
+    Only `log_probs` is differentiable, in the hidden states. TRL's trainers take the same names
+    from models with a fused head. A plain tuple, so that wrappers such as DDP find its tensors.
 
     Attributes:
         log_probs: log-probability of the token.
@@ -40,6 +41,8 @@ class TokenScores(NamedTuple):
         entropy: of the distribution that the token was scored under, in nats.
         mean_logits: mean logit over the vocabulary.
         log_sum_sq_probs: log of the sum over the vocabulary of squared probabilities.
+        aux_loss: load-balancing loss of the batch, a scalar, where the model was asked for router
+            logits.
     """
 
     log_probs: torch.Tensor
@@ -47,10 +50,11 @@ class TokenScores(NamedTuple):
     entropy: torch.Tensor
     mean_logits: torch.Tensor
     log_sum_sq_probs: torch.Tensor
+    aux_loss: torch.Tensor | None = None
 
 
 def token_scores(hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor) -> TokenScores:
-    """Scores of tokens with everything that preference trainers log of them.
+    """Scores tokens with everything that preference trainers log of them.
 
     Products are formed in the dtype of the hidden states, sums and softmax in float32.
 
@@ -65,7 +69,7 @@ def token_scores(hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor)
 def token_log_probs(
     hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`log_probs` and `is_top1` of `token_scores`, without the cost of the others."""
+    """Returns `log_probs` and `is_top1` of `token_scores`, without the cost of the others."""
     log_probs, is_top1, *_ = _TokenScores.apply(hidden, head, labels, False)
     return log_probs, is_top1
 

@@ -13,7 +13,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import EarlyStoppingCallback, Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
@@ -195,16 +194,3 @@ class WholeCheckpoints(Trainer):
             self.control.should_training_stop = True
         else:
             super()._run_epoch(*args, **kwargs)
-
-
-def save_sums(folder: Path, process: int, sums: dict[str, torch.Tensor]) -> None:
-    """Keeps scalars of one process in a checkpoint, each in float64."""
-    values = {name: value.item() for name, value in sums.items()}
-    write_json(folder / f"sums_{process}.json", values)
-
-
-def load_sums(checkpoint: Path, process: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """What `save_sums` kept; nothing when the run had another number of processes."""
-    file = checkpoint / f"sums_{process}.json"
-    values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return {name: torch.tensor(value, device=device) for name, value in values.items()}

@@ -68,7 +68,8 @@ class Reference:
 
 def scoring_version() -> str:
     """Changes with the code that turns tokens into log-probabilities, and with its libraries."""
-    code = code_digest("model", "adapters", "mxfp4", "train/scores.py", "data/collate_pairs.py")
+    files = ("documents.py", "train/scores.py", "data/collate_pairs.py")
+    code = code_digest("model", "adapters", "mxfp4", *files)
     return " ".join([code, *(version(name) for name in ("torch", "transformers", "peft"))])
 
 

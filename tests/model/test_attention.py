@@ -26,7 +26,8 @@ from transformers.masking_utils import (
 
 from gptoss_ft.adapters.trained import attach_trained, trained_layers
 from gptoss_ft.checkpoint.headers import open_checkpoint
-from gptoss_ft.model.attention.documents import Documents, documents_of, whole_rows
+from gptoss_ft.documents import Documents, documents_from_lengths, whole_rows
+from gptoss_ft.model.attention.masks import document_ids, documents_of
 from gptoss_ft.model.attention.sinks import (
     SINK_ATTENTION,
     register_sink_attention,
@@ -165,7 +166,7 @@ def test_documents_come_from_their_numbers() -> None:
     ids = torch.tensor([[0, 5, 5, 2], [0, 5, 5, 2], [1, 1, 1, 1]])
     documents = documents_of(ids)
     assert documents is not None
-    again = documents.ids(torch.device("cpu"))
+    again = document_ids(documents, torch.device("cpu"))
     assert again.tolist() == [[0, 1, 1, 2], [0, 1, 1, 2], [3, 3, 3, 3]]
     assert documents_of(torch.tensor([[1, 1, 2, 1]])) is None
     assert documents_of(torch.tensor([[1, 0, 1]], dtype=torch.bool)) is None
@@ -242,15 +243,19 @@ def test_a_mask_with_a_hole_equals_stock(tiny_checkpoint: Path) -> None:
     assert (ours - theirs)[kept].abs().max() <= 1e-4
 
 
-def test_a_document_in_two_pieces_is_one_document(tiny_checkpoint: Path) -> None:
-    """Only a dense mask can say so; `eager` is the reference."""
+def test_documents_on_another_attention_are_dense_masks(tiny_checkpoint: Path) -> None:
+    """Packed rows with padding in transformers' own eager attention."""
     model = load_model(open_checkpoint(tiny_checkpoint))
-    batch = {"input_ids": _batch()["input_ids"][:1, :40]}
-    batch["document_ids"] = torch.tensor([[1] * 15 + [2] * 10 + [1] * 15])
+    ids = _batch()["input_ids"]
+    documents = documents_from_lengths([[150, 140], [300]], 300)
+    positions = torch.tensor([[*range(150), *range(150)], [*range(300)]])
+    batch = {"input_ids": ids, "position_ids": positions, "documents": documents}
     with torch.no_grad():
-        ours = model(**batch).logits
+        ours = model(**batch, logits_to_keep=60).logits
         model.set_attn_implementation("eager")
-        assert torch.equal(model(**batch).logits, ours)
+        theirs = model(**batch, logits_to_keep=60).logits
+    kept = document_ids(documents, ids.device)[:, -60:] != 0
+    assert (ours - theirs)[kept].abs().max() <= 1e-4
 
 
 def test_generation_with_left_padding_equals_stock(tiny_checkpoint: Path) -> None:

@@ -10,7 +10,7 @@ from flash_arithmetic import flash_backward, flash_forward
 
 from gptoss_ft.model.attention import cpu as attention_cpu
 from gptoss_ft.model.attention import cuda as attention_cuda
-from gptoss_ft.model.attention.documents import documents_of
+from gptoss_ft.model.attention.masks import documents_of
 from gptoss_ft.model.attention.sinks import sink_attention
 
 

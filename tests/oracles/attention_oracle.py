@@ -14,7 +14,8 @@ from transformers.masking_utils import (
 )
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
-from gptoss_ft.model.attention.documents import Documents, Span, documents_of
+from gptoss_ft.documents import Documents, DocumentSpan
+from gptoss_ft.model.attention.masks import documents_of
 from gptoss_ft.model.attention.sinks import (
     sink_attention,
 )
@@ -96,8 +97,8 @@ def branches(
     for prompt, first, second in lengths:
         middle, stop = at + prompt + first, at + prompt + first + second
         spans += [
-            Span(slice(0, rows), at, middle),
-            Span(slice(0, rows), middle, stop, slice(at, at + prompt)),
+            DocumentSpan(slice(0, rows), at, middle),
+            DocumentSpan(slice(0, rows), middle, stop, slice(at, at + prompt)),
         ]
         places += [
             torch.arange(at, middle),

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gptoss_ft.model.attention.documents import Documents
+from gptoss_ft.documents import Documents
 
 BLOCK = 64  # queries; smaller blocks compute fewer unseen pairs, larger ones multiply faster
 BLOCKS_AT_ONCE = 16  # what a call returns then stays in the cache until it is copied

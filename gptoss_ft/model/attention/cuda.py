@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gptoss_ft.model.attention.documents import Documents, Span
+from gptoss_ft.documents import Documents, DocumentSpan
 
 _forward = torch.ops.aten._flash_attention_forward.default
 _backward = torch.ops.aten._flash_attention_backward.default
@@ -155,7 +155,7 @@ def _layout(documents: Documents, window: int | None, device: torch.device) -> _
     return _Layout(queries, keys, query_offsets, key_offsets, most_queries, most_keys)
 
 
-def _reached(row: int, span: Span, window: int | None) -> range:
+def _reached(row: int, span: DocumentSpan, window: int | None) -> range:
     """Tokens of a document's prompt that it sees, in a row that begins at `row`."""
     if span.prompt is None:
         return range(0)

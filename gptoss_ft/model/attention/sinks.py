@@ -29,14 +29,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import causal_mask_function, eager_mask
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
+from gptoss_ft.documents import Documents, whole_rows
 from gptoss_ft.model.attention import cpu as attention_cpu
 from gptoss_ft.model.attention import cuda as attention_cuda
-from gptoss_ft.model.attention.documents import (
-    Documents,
-    dense_masks,
-    documents_of,
-    whole_rows,
-)
+from gptoss_ft.model.attention.masks import dense_masks, documents_of
 
 SINK_ATTENTION = "gptoss_sink"
 

@@ -16,14 +16,15 @@ from trl import DPOTrainer
 
 from gptoss_ft.data.collate_pairs import PAIR_COLUMNS, Batch
 from gptoss_ft.errors import ConfigError, Problem
-from gptoss_ft.train.trainers.means import ExampleMeans
+from gptoss_ft.model.token_scores import TokenScores
+from gptoss_ft.train.trainers.example_means import ExampleMeans
 from gptoss_ft.train.trainers.preference_batch import (
-    FusedOutput,
     channel_metrics,
+    completion_scores,
     finished_channels,
-    fused_output,
     tokens,
     trl_mask,
+    weighted,
     weighted_reference,
 )
 
@@ -35,21 +36,21 @@ class PairTrainer(ExampleMeans, DPOTrainer):
     channel_values = "logratios"
 
     def examples(self, batch: Batch) -> int:
-        """Pairs."""
+        """Counts pairs."""
         return len(batch["weights"]) // 2
 
     def finished(self, means: dict[str, float]) -> dict[str, float]:
-        """The means, of channels only those that occur."""
+        """Returns the means, of channels only those that occur."""
         return finished_channels(means, self.channel_values)
 
     def note_channels(self, batch: Batch, values: torch.Tensor) -> None:
         """Adds the sums of `values`, `[completions, longest]`, by channel to the metrics."""
         pairs = self.examples(batch)
         chosen = torch.arange(2 * pairs, device=values.device) < pairs
-        self._note(pairs, channel_metrics(batch, values, self.channel_values, chosen))
+        self.note_totals(pairs, channel_metrics(batch, values, self.channel_values, chosen))
 
     def _prepare_dataset(self, dataset: datasets.Dataset, *args: Any) -> datasets.Dataset:
-        """The rows as they are.
+        """Returns the rows as they are.
 
         Raises:
             ConfigError: packed rows on several processes, whose batches TRL gathers as they are.
@@ -71,18 +72,18 @@ class PairDPOTrainer(PairTrainer):
     """DPO and its family; rows need `ref_chosen_logps` and `ref_rejected_logps`."""
 
     def _compute_loss(self, model: Any, inputs: Batch, return_outputs: bool) -> torch.Tensor:
-        outputs: list[FusedOutput] = []
+        scored: list[TokenScores] = []
 
-        def fused_model(output_router_logits: bool = False, **_: Any) -> FusedOutput:
-            outputs.append(fused_output(model, inputs, output_router_logits))
-            return outputs[0]
+        def fused_model(output_router_logits: bool = False, **_: Any) -> TokenScores:
+            scored.append(completion_scores(model, inputs, output_router_logits))
+            return weighted(scored[0], inputs["weights"])
 
         loss: torch.Tensor = super()._compute_loss(fused_model, self._view(inputs), False)
-        self.note_channels(inputs, outputs[0].raw_log_probs - inputs["ref_logps"])
+        self.note_channels(inputs, scored[0].log_probs.detach() - inputs["ref_logps"])
         return loss
 
     def _view(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """The batch as TRL's collator would have made it, of what its loss looks at."""
+        """Returns what TRL's loss looks at in a batch, as TRL's collator would have made it."""
         mask = trl_mask(batch)
         chosen, rejected = self._sums(weighted_reference(batch), mask[:, 1:]).chunk(2)
         return {
@@ -94,7 +95,7 @@ class PairDPOTrainer(PairTrainer):
         }
 
     def _sums(self, log_probs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities of completions from those of tokens, as TRL sums the policy's.
+        """Sums log-probabilities of tokens to those of completions, as TRL sums the policy's.
 
         With `ld_alpha` (LD-DPO), tokens past the length of the shorter completion count less.
         """

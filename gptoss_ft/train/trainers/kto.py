@@ -13,14 +13,15 @@ import torch
 from trl import KTOTrainer
 
 from gptoss_ft.data.collate_pairs import RATED_COLUMNS, Batch
-from gptoss_ft.train.trainers.means import ExampleMeans
+from gptoss_ft.model.token_scores import TokenScores
+from gptoss_ft.train.trainers.example_means import ExampleMeans
 from gptoss_ft.train.trainers.preference_batch import (
-    FusedOutput,
     channel_metrics,
+    completion_scores,
     finished_channels,
-    fused_output,
     tokens,
     trl_mask,
+    weighted,
     weighted_reference,
 )
 
@@ -31,37 +32,37 @@ class RatedKTOTrainer(ExampleMeans, KTOTrainer):
     columns = RATED_COLUMNS
 
     def examples(self, batch: Batch) -> int:
-        """Completions."""
+        """Counts completions."""
         return len(batch["label"])
 
     def examples_of(self, metric: str, batch: Batch) -> int:
-        """Of a metric of one side, that side's completions."""
+        """Counts that side's completions for a metric of one side, else all."""
         side = metric.rpartition("/")[2]
         if side not in ("chosen", "rejected"):
             return self.examples(batch)
         return int((batch["label"] == (side == "chosen")).sum())
 
     def finished(self, means: dict[str, float]) -> dict[str, float]:
-        """The means, of channels only those that occur, and margins of what is logged together."""
+        """Returns the means, of channels only those that occur, and margins of what is together."""
         means = finished_channels(means, "logratios")
         if {"rewards/chosen", "rewards/rejected"} <= means.keys():
             means["rewards/margins"] = means["rewards/chosen"] - means["rewards/rejected"]
         return means
 
     def _compute_loss(self, model: Any, inputs: Batch, return_outputs: bool) -> torch.Tensor:
-        outputs: list[FusedOutput] = []
+        scored: list[TokenScores] = []
 
-        def fused_model(output_router_logits: bool = False, **_: Any) -> FusedOutput:
-            outputs.append(fused_output(model, inputs, output_router_logits))
-            return outputs[0]
+        def fused_model(output_router_logits: bool = False, **_: Any) -> TokenScores:
+            scored.append(completion_scores(model, inputs, output_router_logits))
+            return weighted(scored[0], inputs["weights"])
 
         view = self._view(model, inputs)
         loss: torch.Tensor = super()._compute_loss(fused_model, view, False)
-        self._note_channels(inputs, outputs[0].raw_log_probs - inputs["ref_logps"])
+        self._note_channels(inputs, scored[0].log_probs.detach() - inputs["ref_logps"])
         return loss
 
     def _view(self, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-        """The batch as TRL's collator would have made it, of what its loss looks at."""
+        """Returns what TRL's loss looks at in a batch, as TRL's collator would have made it."""
         mask = trl_mask(batch)
         view = {
             "input_ids": mask,  # only their shape is looked at
@@ -72,12 +73,13 @@ class RatedKTOTrainer(ExampleMeans, KTOTrainer):
         }
         if self.calculate_KL:
             with torch.no_grad():
-                view["KL_logps"] = fused_output(model, batch["kl"]).log_probs.sum(1)
+                kl = weighted(completion_scores(model, batch["kl"]), batch["kl"]["weights"])
+            view["KL_logps"] = kl.log_probs.sum(1)
             view["ref_KL_logps"] = weighted_reference(batch["kl"]).sum(1)
         return view
 
     def _compute_kl_logps(self, model: Any, batch: dict[str, Any]) -> torch.Tensor | None:
-        """Log-probabilities of the mismatched completions, which are in the view already."""
+        """Returns log-probabilities of mismatched completions, which the view has already."""
         return batch.get("KL_logps")
 
     def _note_channels(self, batch: Batch, ratios: torch.Tensor) -> None:
@@ -87,4 +89,4 @@ class RatedKTOTrainer(ExampleMeans, KTOTrainer):
         for side in ("chosen", "rejected"):
             count = int((label == (side == "chosen")).sum())
             of_side = {name: x for name, x in totals.items() if name.endswith(side)}
-            self._note(count, of_side)
+            self.note_totals(count, of_side)

@@ -2,60 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 
 from gptoss_ft.data.collate_pairs import Batch
 from gptoss_ft.data.pairs import CHANNELS
+from gptoss_ft.model.token_scores import TokenScores
 from gptoss_ft.train.scores import by_completion, score_batch
 
 TINY = torch.finfo(torch.float32).tiny
 
 
-@dataclass
-class FusedOutput:
-    """What TRL's trainers take from a model that is called with `fused_lm_head=True`.
+def completion_scores(
+    model: torch.nn.Module, batch: Batch, router_logits: bool = False
+) -> TokenScores:
+    """Scores a batch of `data/collate_pairs.py`.
 
-    Attributes:
-        log_probs: `[completions, longest]`, times their weights, 0 behind the ends.
-        entropy, mean_logits, is_top1, log_sum_sq_probs: likewise; the last times the weights.
-        aux_loss: load-balancing loss, or None.
-        raw_log_probs: as `log_probs` without weights or gradient, of tokens without weight too.
+    Returns:
+        `[completions, longest]` each, 0 behind the ends; tokens without weight are scored too.
     """
-
-    log_probs: torch.Tensor
-    entropy: torch.Tensor
-    mean_logits: torch.Tensor
-    is_top1: torch.Tensor
-    log_sum_sq_probs: torch.Tensor
-    aux_loss: torch.Tensor | None
-    raw_log_probs: torch.Tensor
+    scores = score_batch(model, batch, output_router_logits=router_logits)
+    laid_out = TokenScores(*(by_completion(values, batch) for values in scores[:-1]))
+    return laid_out._replace(aux_loss=scores.aux_loss)
 
 
-def fused_output(model: torch.nn.Module, batch: Batch, router_logits: bool = False) -> FusedOutput:
-    """Runs the model on a batch of `data/collate_pairs.py`."""
-    output: Any = score_batch(model, batch, output_router_logits=router_logits)
-    log_probs = by_completion(output.log_probs, batch)
-    return FusedOutput(
-        log_probs * batch["weights"],
-        by_completion(output.entropy, batch),
-        by_completion(output.mean_logits, batch),
-        by_completion(output.is_top1, batch),
-        by_completion(output.log_sum_sq_probs, batch) * batch["weights"],
-        output.aux_loss,
-        log_probs.detach(),
-    )
+def weighted(scores: TokenScores, weights: torch.Tensor) -> TokenScores:
+    """Multiplies by the weights what TRL's losses sum over the tokens of a completion."""
+    log_probs, squares = scores.log_probs * weights, scores.log_sum_sq_probs * weights
+    return scores._replace(log_probs=log_probs, log_sum_sq_probs=squares)
 
 
 def weighted_reference(batch: Batch) -> torch.Tensor:
-    """The reference's log-probabilities times the weights, `[completions, longest]`."""
+    """Returns the reference's log-probabilities times the weights, `[completions, longest]`."""
     return torch.as_tensor(batch["ref_logps"] * batch["weights"])
 
 
 def trl_mask(batch: Batch) -> torch.Tensor:
-    """TRL's `completion_mask`, int64 `[completions, 1 + longest]`: the tokens with weight.
+    """Returns TRL's `completion_mask`, int64 `[completions, 1 + longest]`: tokens with weight.
 
     Its first column stands for the prompt, which TRL takes off.
     """
@@ -64,14 +46,14 @@ def trl_mask(batch: Batch) -> torch.Tensor:
 
 
 def tokens(batch: Batch) -> torch.Tensor:
-    """A mask over all tokens that the model computes for a batch, which TRL counts."""
+    """Returns a mask over all tokens that the model computes for a batch, which TRL counts."""
     kl = batch.get("kl")
-    length = batch["layout"].length + (kl["layout"].length if kl else 0)
+    length = batch["documents"].length + (kl["documents"].length if kl else 0)
     return torch.ones(1, length, dtype=torch.int64, device=batch["weights"].device)
 
 
 def by_channel(batch: Batch, values: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Sums of values over the tokens of each channel, `[completions]`, and how many they are.
+    """Sums values over the tokens of each channel, `[completions]`, and counts these.
 
     Args:
         batch: for its `channels`.
@@ -91,7 +73,7 @@ def by_channel(batch: Batch, values: torch.Tensor) -> dict[str, torch.Tensor]:
 def channel_metrics(
     batch: Batch, values: torch.Tensor, name: str, chosen: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """Totals over the completions of each side.
+    """Sums over the completions of each side.
 
     Args:
         batch: for its `channels`.

@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 
 from gptoss_ft.data.collate_pairs import Batch
+from gptoss_ft.model.token_scores import TokenScores
+from gptoss_ft.train.metrics import over_processes
 from gptoss_ft.train.trainers.dpo import PairTrainer
-from gptoss_ft.train.trainers.preference_batch import TINY, FusedOutput, fused_output, tokens
+from gptoss_ft.train.trainers.preference_batch import TINY, completion_scores, tokens
 
 
 class ReferenceFreeTrainer(PairTrainer):
@@ -43,31 +45,32 @@ class ReferenceFreeTrainer(PairTrainer):
         return log_probs.new_zeros(())
 
     def _compute_loss(self, model: Any, inputs: Batch, return_outputs: bool) -> torch.Tensor:
-        output = fused_output(model, inputs, self.aux_loss_enabled)
+        scores = completion_scores(model, inputs, self.aux_loss_enabled)
         weights = inputs["weights"]
-        means = output.log_probs.sum(1) / weights.sum(1).clamp(min=TINY)
+        log_probs = scores.log_probs * weights
+        means = log_probs.sum(1) / weights.sum(1).clamp(min=TINY)
         chosen, rejected = means.chunk(2)
         losses, noted = self.losses(chosen, rejected)
-        extra = self.batch_loss(output.log_probs, weights)
+        extra = self.batch_loss(log_probs, weights)
         loss = losses.mean() + extra
-        if output.aux_loss is not None:
-            loss = loss + self.router_aux_loss_coef * output.aux_loss
-            noted["aux_loss"] = output.aux_loss.detach().expand(len(chosen))
-        self._note_pairs(inputs, output, chosen.detach(), rejected.detach(), noted)
-        self.note_channels(inputs, output.raw_log_probs)
+        if scores.aux_loss is not None:
+            loss = loss + self.router_aux_loss_coef * scores.aux_loss
+            noted["aux_loss"] = scores.aux_loss.detach().expand(len(chosen))
+        self._note_pairs(inputs, scores, chosen.detach(), rejected.detach(), noted)
+        self.note_channels(inputs, scores.log_probs.detach())
         return loss
 
     def _note_pairs(
         self,
         batch: Batch,
-        output: FusedOutput,
+        scores: TokenScores,
         chosen: torch.Tensor,
         rejected: torch.Tensor,
         noted: dict[str, torch.Tensor],
     ) -> None:
         """Adds the metrics of TRL's trainers of these methods to those of the method itself."""
         counted = batch["weights"] != 0
-        logits = (output.mean_logits * counted).sum(1) / counted.sum(1).clamp(min=1)
+        logits = (scores.mean_logits * counted).sum(1) / counted.sum(1).clamp(min=1)
         values = {
             "rewards/chosen": self.beta * chosen,
             "rewards/rejected": self.beta * rejected,
@@ -79,9 +82,9 @@ class ReferenceFreeTrainer(PairTrainer):
             **noted,
         }
         pairs = self.examples(batch)
-        self._note(pairs, {name: value.detach().sum() for name, value in values.items()})
+        self.note_totals(pairs, {name: value.detach().sum() for name, value in values.items()})
         if self.mode == "train":
-            (count,) = self._over_processes([tokens(batch).sum()], chosen.device).tolist()
+            (count,) = over_processes([tokens(batch).sum()], self.accelerator).tolist()
             self._total_train_tokens += int(count)
 
 
