@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -364,5 +364,10 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     Returns:
         `sha256:` and 64 hexadecimal digits.
     """
-    text = "".join(f"{name} {digest}\n" for name, digest in tensor_digests(checkpoint).items())
+    return combined_fingerprint(tensor_digests(checkpoint))
+
+
+def combined_fingerprint(digests: Mapping[str, str]) -> str:
+    """Returns the `fingerprint` of the checkpoint whose `tensor_digests` these are."""
+    text = "".join(f"{name} {digest}\n" for name, digest in digests.items())
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"

@@ -20,6 +20,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import datasets
 import numpy as np
@@ -33,7 +34,9 @@ from gptoss_ft.data.pairs import list_array
 from gptoss_ft.data.preferences import Branch, PreferenceData, Selection, write_rows
 from gptoss_ft.files import code_digest, whole_file
 from gptoss_ft.train.scores import score_rated_rows, score_rows
-from gptoss_ft.train.steps import Say
+
+if TYPE_CHECKING:
+    from gptoss_ft.train.prepare import Say
 
 # A killed pass loses what was computed since its last part.
 SECONDS_PER_PART = 30.0

@@ -6,9 +6,19 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from gptoss_ft.errors import Problem
+import torch
+from transformers import TrainingArguments
+
+from gptoss_ft.errors import ConfigError, Problem
+from gptoss_ft.train.methods import Method, imported
+
+if TYPE_CHECKING:
+    from gptoss_ft.train.options import TrainOptions
+
+Config = TypeVar("Config", bound=TrainingArguments)
 
 # Settings of TRL that a run decides itself, and where to say it instead.
 DECIDED = {
@@ -97,3 +107,89 @@ def _range_problem(name: str, value: Any) -> str:
     if name in _AT_LEAST_ONE and value < 1:
         return "must be at least 1"
     return "must not be negative" if value < 0 else ""
+
+def configure(options: TrainOptions, method: Method, checkpoints: Path) -> TrainingArguments:
+    """Returns the method's TRL configuration: the user's settings over ours, a run's over both.
+
+    Args:
+        options: without problems.
+        method: decides the class.
+        checkpoints: where the trainer writes.
+
+    Raises:
+        ConfigError: a value that TRL or transformers refuses.
+    """
+    settings = trainer_settings(options, checkpoints)
+    if method.trl_config == "trl:SFTConfig":
+        if not options.data.packing and options.trainer.get("per_device_train_batch_size") != 1:
+            settings.setdefault("train_sampling_strategy", "group_by_length")
+        skip = {"skip_prepare_dataset": True}
+        settings |= {"packing": False, "padding_free": False, "dataset_kwargs": skip}
+    else:
+        settings["precompute_ref_log_probs"] = False
+    if method.trl_config == "trl:DPOConfig":
+        settings["padding_free"] = False
+    if method.trl_config == "trl:KTOConfig" and options.trainer.get("loss_type", "kto") == "kto":
+        settings["train_sampling_strategy"] = "sequential"
+    return trl_configuration(imported(method.trl_config), settings)
+
+
+def trainer_settings(options: TrainOptions, checkpoints: Path) -> dict[str, Any]:
+    """What TRL's configurations have in common: ours, the user's over it, a run's over both."""
+    on_cpu = not torch.cuda.is_available()
+    ours: dict[str, Any] = {
+        "gradient_checkpointing": False,
+        "router_aux_loss_coef": 0.0,
+        "logging_steps": 1,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # would wait for the GPU after every batch
+        "dataloader_pin_memory": not on_cpu,
+        "use_cpu": on_cpu,
+    }
+    if options.data.has_validation:
+        ours |= _evaluation(options.trainer)
+    decided: dict[str, Any] = {
+        "output_dir": str(checkpoints),
+        "seed": options.seed,
+        "data_seed": options.seed,
+        "report_to": "wandb" if options.tracker.kind == "wandb" else "none",
+        "run_name": options.name,
+        "bf16": False,
+        "fp16": False,
+        "max_length": None,
+        "restore_callback_states_from_checkpoint": True,  # the patience of early stopping
+    }
+    return {**ours, **options.trainer, **decided}
+
+
+def trl_configuration(kind: type[Config], settings: dict[str, Any]) -> Config:
+    """A configuration of TRL's; to be made before anything expensive, as it checks values itself.
+
+    Raises:
+        ConfigError: a value that TRL or transformers refuses, in their words.
+    """
+    try:
+        return kind(**settings)
+    except (TypeError, ValueError) as error:
+        what = "a setting of the trainer is refused"
+        mend = f"see the documentation of {kind.__name__} for the values that it takes"
+        raise ConfigError(Problem(what, "trainer", str(error), mend)) from error
+
+
+def _evaluation(trainer: dict[str, Any]) -> dict[str, Any]:
+    """Evaluates when checkpoints are saved, or after each epoch; the best checkpoint is kept.
+
+    To be loaded at the end, it must have been evaluated: transformers wants the two in step.
+    """
+    saved = trainer.get("save_strategy", "epoch")
+    evaluated = trainer.get("eval_strategy", "steps" if saved == "steps" else "epoch")
+    ours: dict[str, Any] = {
+        "save_strategy": saved,
+        "eval_strategy": evaluated,
+        "load_best_model_at_end": saved == evaluated,
+        "metric_for_best_model": "eval_loss",
+        "greater_is_better": False,
+    }
+    if saved == evaluated == "steps" and "save_steps" in trainer:
+        ours["eval_steps"] = trainer["save_steps"]
+    return ours
