@@ -316,15 +316,11 @@ def _train(composed: DictConfig) -> int:
     if hydra_config.mode == RunMode.MULTIRUN:
         name = f"{name}-{hydra_config.job.num}"
     composed.name = name
+    from gptoss_ft.context import Context
+    from gptoss_ft.train.command import run as run_command
+
     options = config.to_options(composed, TrainOptions)
-    if problems := options.problems():
-        raise ConfigError(problems)
-    if options.preference is None:
-        from gptoss_ft.train.sft import train_sft as run_training
-    else:
-        from gptoss_ft.train.preference import train_preference as run_training
-    run_training(options, config.to_yaml(composed))
-    return 0
+    return run_command(options, Context(config_yaml=config.to_yaml(composed))).exit_code
 
 
 def _preview(composed: DictConfig) -> int:

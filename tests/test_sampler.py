@@ -13,10 +13,10 @@ from small_trainer import adapted, trainer_on
 
 from gptoss_ft.data.options import DataOptions
 from gptoss_ft.model.tiny import TinyOptions, write_tiny
+from gptoss_ft.train.methods import method_named
 from gptoss_ft.train.options import TrainOptions
-from gptoss_ft.train.run import RunFolder
 from gptoss_ft.train.sampler import ResumableLengthSampler
-from gptoss_ft.train.sft import trainer_arguments
+from gptoss_ft.train.settings import configure
 
 BATCH = 4
 
@@ -109,5 +109,5 @@ def test_rows_are_grouped_where_batches_are_padded(
     tmp_path: Path, packing: bool, trainer: dict[str, Any], strategy: str
 ) -> None:
     options = TrainOptions(data=DataOptions(path="a", packing=packing), trainer=trainer)
-    arguments = trainer_arguments(options, RunFolder(tmp_path))
+    arguments = configure(options, method_named("sft"), tmp_path)
     assert arguments.train_sampling_strategy == strategy

@@ -19,9 +19,8 @@ from gptoss_ft.checkpoint.headers import fingerprint, open_checkpoint
 from gptoss_ft.data.dataset import DataOptions
 from gptoss_ft.errors import GptOssFtError, RunError
 from gptoss_ft.model.tiny import TinyOptions, write_tiny
-from gptoss_ft.train import sft
 from gptoss_ft.train.options import ModelOptions, TrackerOptions, TrainOptions
-from gptoss_ft.train.sft import train_sft
+from gptoss_ft.train.run import train
 
 TRAINER = {
     "learning_rate": 1e-2,
@@ -62,11 +61,11 @@ def _options(base: Path, chats: Path, output: Path, **settings: Any) -> TrainOpt
     )
 
 
-def _run(options: TrainOptions) -> tuple[Path, list[str]]:
+def _run(options: TrainOptions, *callbacks: TrainerCallback) -> tuple[Path, list[str]]:
     said: list[str] = []
     assert options.problems() == []
-    adapter = train_sft(options, "name: run\n", said.append)
-    return adapter.parent, said
+    result = train(options, "name: run\n", said.append, callbacks=callbacks)
+    return result.adapter.parent, said
 
 
 def _metrics(run: Path) -> list[dict[str, Any]]:
@@ -134,18 +133,14 @@ class _Interrupt(TrainerCallback):
             raise KeyboardInterrupt
 
 
-def test_a_resumed_run_ends_as_an_undisturbed_one(
-    base: Path, chats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_run_ends_as_an_undisturbed_one(base: Path, chats: Path, tmp_path: Path) -> None:
     trainer = {"save_strategy": "steps", "save_steps": 2, "num_train_epochs": 2}
     kinds = AdapterOptions(["experts", "lossless"], r=4)
     whole, _ = _run(_options(base, chats, tmp_path, name="whole", trainer=trainer, adapter=kinds))
 
     broken = _options(base, chats, tmp_path, name="broken", trainer=trainer, adapter=kinds)
-    callbacks = sft.callbacks
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(sft, "callbacks", lambda *args: [*callbacks(*args), _Interrupt(5)])
-        _run(broken)
+    with pytest.raises(KeyboardInterrupt):
+        _run(broken, _Interrupt(5))
     assert not (tmp_path / "broken" / "adapter").exists()
     assert json.loads((tmp_path / "broken/manifest.json").read_text())["status"] == "running"
     with pytest.raises(RunError, match="resume=true"):

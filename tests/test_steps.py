@@ -10,8 +10,7 @@ from trl import SFTConfig
 
 from gptoss_ft.data.options import DataOptions
 from gptoss_ft.train.options import TrainOptions
-from gptoss_ft.train.run import RunFolder
-from gptoss_ft.train.steps import trainer_settings
+from gptoss_ft.train.settings import trainer_settings
 
 
 @pytest.mark.parametrize(
@@ -29,7 +28,7 @@ def test_checkpoints_are_evaluated_whenever_they_are_saved(
 ) -> None:
     """Whatever the recipe says of saving, held-out rows never lead to an error of transformers."""
     options = TrainOptions(data=DataOptions("x", validation_split=0.5), trainer=trainer)
-    config = SFTConfig(**trainer_settings(options, RunFolder(Path("x"))))
+    config = SFTConfig(**trainer_settings(options, Path("x")))
     assert (config.eval_strategy.value, config.save_strategy.value) == when
     assert config.load_best_model_at_end == loads_the_best
     if when == ("steps", "steps"):

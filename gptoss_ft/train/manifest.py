@@ -1,4 +1,4 @@
-"""manifest.json of a run: what it was made of and what came of it, with one writer and one reader."""
+"""manifest.json of a run: what it was made of and its result; one writer and one reader."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Method:
     """`f(options: TrainOptions)` lists what this method refuses: its settings, and TRL's."""
 
     arguments: str = ""
-    """`f(options: TrainOptions)` returns further keyword arguments of the trainer; empty for none."""
+    """`f(options: TrainOptions)` returns further arguments of the trainer; empty for none."""
 
     warnings: str = ""
     """`f(options: TrainOptions, data)` lists warnings about the data; empty for none."""

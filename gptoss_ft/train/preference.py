@@ -10,6 +10,7 @@ import datasets
 from trl import KTOConfig
 
 from gptoss_ft.adapters.model import AdaptedModel
+from gptoss_ft.context import Say
 from gptoss_ft.data.collate_pairs import PairCollator, RatedCollator
 from gptoss_ft.data.options import cache_folder
 from gptoss_ft.data.preferences import Groups, PreferenceData, prepare_pairs, prepare_ratings
@@ -24,7 +25,7 @@ from gptoss_ft.train.reference import Reference, training_rows
 
 if TYPE_CHECKING:
     from gptoss_ft.train.options import TrainOptions
-    from gptoss_ft.train.prepare import PreparedRun, Say
+    from gptoss_ft.train.prepare import PreparedRun
 
 # Weighted good completions for one weighted bad one, of which KTO works well (Ethayarajh et al.
 # 2024, equation 8).

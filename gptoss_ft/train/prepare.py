@@ -5,7 +5,7 @@ Nothing is written but the cache of rendered rows until `open_run` makes the run
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from gptoss_ft.checkpoint.headers import (
     tensor_digests,
 )
 from gptoss_ft.checkpoint.locate import locate_checkpoint
+from gptoss_ft.context import Say
 from gptoss_ft.data.dataset import check_data
 from gptoss_ft.errors import RunError, gather
 from gptoss_ft.harmony.vocabulary import load_vocabulary, packaged_vocabulary
@@ -37,8 +38,6 @@ from gptoss_ft.train.resume import (
     settings_of,
 )
 from gptoss_ft.train.settings import configure
-
-Say = Callable[[str], None]
 
 
 class TrainingData(Protocol):
@@ -181,7 +180,7 @@ def _check_start(run: PreparedRun) -> None:
 
 
 def _check_settings(run: PreparedRun) -> None:
-    """Refuses settings that a resumed run was not started with, and another adapter to begin with."""
+    """Refuses to resume with other settings, or from another adapter to begin with."""
     if run.before is not None:
         found = setting_problems(run.before, run.method.name, run.settings())
         found += fingerprint_problems(run.before, init_fingerprint=run.start_fingerprint)

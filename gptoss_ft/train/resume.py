@@ -107,11 +107,7 @@ def fingerprint_problems(before: Manifest, **found: str | None) -> list[Problem]
 def _changed(before: Manifest, settings: dict[str, Any]) -> dict[str, Any]:
     """Returns the new values of all settings that differ; one that is missing counts as None."""
     keys = dict.fromkeys((*settings, *before.settings))
-    return {
-        key: settings.get(key)
-        for key in keys
-        if settings.get(key) != before.settings.get(key)
-    }
+    return {key: settings.get(key) for key in keys if settings.get(key) != before.settings.get(key)}
 
 
 def _may_change(key: str) -> bool:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from transformers import TrainerCallback, set_seed
 
+from gptoss_ft.context import Say
 from gptoss_ft.train.manifest import RunResult
 from gptoss_ft.train.methods import METHODS, Method
 from gptoss_ft.train.options import TrainOptions
-from gptoss_ft.train.prepare import Say, open_run, prepare
+from gptoss_ft.train.prepare import open_run, prepare
 from gptoss_ft.train.steps import (
     build_model,
     build_trainer,
@@ -43,7 +44,7 @@ def train(
     prepared = prepare(options, say, methods)
     run, manifest = open_run(prepared, config_yaml)
     set_seed(options.seed)
-    model = build_model(run)
+    model = build_model(run.options, run.base, run.start)
     say_parameters(model, say)
     trainer = build_trainer(run, model, say, callbacks)
     seconds = run_trainer(trainer, run, say)

@@ -108,6 +108,7 @@ def _range_problem(name: str, value: Any) -> str:
         return "must be at least 1"
     return "must not be negative" if value < 0 else ""
 
+
 def configure(options: TrainOptions, method: Method, checkpoints: Path) -> TrainingArguments:
     """Returns the method's TRL configuration: the user's settings over ours, a run's over both.
 

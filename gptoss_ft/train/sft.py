@@ -9,6 +9,7 @@ import datasets
 from trl import SFTConfig
 
 from gptoss_ft.adapters.model import AdaptedModel
+from gptoss_ft.context import Say
 from gptoss_ft.data.collate import Collator
 from gptoss_ft.data.dataset import PreparedData, prepare
 from gptoss_ft.errors import Problem
@@ -17,7 +18,7 @@ from gptoss_ft.train.settings import trainer_problems
 
 if TYPE_CHECKING:
     from gptoss_ft.train.options import TrainOptions
-    from gptoss_ft.train.prepare import PreparedRun, Say
+    from gptoss_ft.train.prepare import PreparedRun
 
 
 def problems(options: TrainOptions) -> list[Problem]:
@@ -30,7 +31,9 @@ def problems(options: TrainOptions) -> list[Problem]:
     return found
 
 
-def conversations(options: TrainOptions, vocabulary: Vocabulary, model: Path | None) -> PreparedData:
+def conversations(
+    options: TrainOptions, vocabulary: Vocabulary, model: Path | None
+) -> PreparedData:
     """Returns the rendered conversations; see `dataset.prepare` for arguments and errors."""
     return prepare(options.data, vocabulary, model, options.hub)
 

@@ -18,6 +18,7 @@ from transformers import (
 )
 from transformers.integrations import TensorBoardCallback
 
+from gptoss_ft.adapters.files import Adapter
 from gptoss_ft.adapters.model import (
     AdaptedModel,
     AdapterInfo,
@@ -25,6 +26,7 @@ from gptoss_ft.adapters.model import (
     add_adapter,
     load_adapter,
 )
+from gptoss_ft.context import Say
 from gptoss_ft.files import is_empty, whole_folder
 from gptoss_ft.model.load import load_model
 from gptoss_ft.train.callbacks.monitor import Monitor
@@ -33,25 +35,24 @@ from gptoss_ft.train.folder import RunFolder, trim_metrics
 from gptoss_ft.train.manifest import COMPLETE, Manifest, RunResult, result_of, write_manifest
 from gptoss_ft.train.methods import imported
 from gptoss_ft.train.options import TrainOptions
-from gptoss_ft.train.prepare import Base, PreparedRun, Say
+from gptoss_ft.train.prepare import Base, PreparedRun
 
 
-def build_model(run: PreparedRun) -> AdaptedModel:
-    """Loads the base with a fresh adapter, or with a saved one that is trained further."""
-    options, base = run.options, run.base
-    model = load_model(
-        base.checkpoint, save_pre_activation=options.model.save_pre_activation
-    )
-    info = adapter_info(options, base)
-    if run.start is not None:
-        return load_adapter(model, run.start, trainable=True, info=info)
+def build_model(options: TrainOptions, base: Base, start: Adapter | None = None) -> AdaptedModel:
+    """Loads the base with a fresh adapter, or with a saved one that is trained further.
+
+    Args:
+        options: the run's.
+        base: written.
+        start: the adapter to go on from.
+    """
+    kinds, path = tuple(options.adapter.kinds), str(options.model.path)
+    info = AdapterInfo(kinds, path, base.fingerprint, base.digests)
+    save = options.model.save_pre_activation
+    model = load_model(base.checkpoint, save_pre_activation=save)
+    if start is not None:
+        return load_adapter(model, start, trainable=True, info=info)
     return add_adapter(model, options.adapter, info)
-
-
-def adapter_info(options: TrainOptions, base: Base) -> AdapterInfo:
-    """Returns what is saved with the adapter about what it belongs to."""
-    kinds = tuple(options.adapter.kinds)
-    return AdapterInfo(kinds, str(options.model.path), base.fingerprint, base.digests)
 
 
 def say_parameters(model: AdaptedModel, say: Say) -> None:
