@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -162,17 +161,6 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(base: Path, chats: Path, tmp_p
 
     with pytest.raises(RunError, match="complete"):
         _run(broken)
-
-
-def test_resuming_with_another_base_or_data_is_refused(
-    base: Path, chats: Path, tmp_path: Path
-) -> None:
-    run, _ = _run(_options(base, chats, tmp_path))
-    shutil.rmtree(run / "adapter")
-    with pytest.raises(RunError) as refused:
-        _run(_options(base, chats, tmp_path, resume=True, seed=3, data={"max_length": 300}))
-    assert "data_fingerprint" in str(refused.value)
-    assert "seed" in str(refused.value)
 
 
 def test_run_folder_base_and_data_are_refused_together(

@@ -17,12 +17,12 @@ from gptoss_ft.train.options import TrainOptions
 # is the best one, and when a run stops early.
 MAY_CHANGE = (
     # where the run is
-    *("name", "output", "resume", "hub", "trainer.output_dir"),
+    *("name", "output", "resume", "hub"),
     # where base, adapter and data are; their fingerprints are compared
     *("model.path", "model.tiny", "model.tiny.*", "adapter.init"),
     *("data.path", "data.format", "data.sources", "data.validation_path"),
     # logging and tracking
-    *("tracker.*", "trainer.report_to", "trainer.run_name", "trainer.project", "trainer.trackio_*"),
+    *("tracker.*", "trainer.report_to", "trainer.project", "trainer.trackio_*"),
     *("trainer.logging_*", "trainer.log_level*", "trainer.log_on_each_node"),
     *("trainer.disable_tqdm", "trainer.skip_memory_metrics"),
     # saving; with validation rows `trainer.eval_steps` and `eval_strategy` follow it, which may not
@@ -47,12 +47,15 @@ _OTHER = "this run was started with another value"
 def settings_of(options: TrainOptions, arguments: TrainingArguments) -> dict[str, Any]:
     """Returns every setting of a run by its dotted key, as JSON values.
 
+    The trainer's own names for `seed`, `name` and the run's folder are left out.
+
     Args:
         options: the run's own; `adapter` as the adapter to go on from has it.
         arguments: what the trainer gets, defaults included, in place of `options.trainer`.
     """
     chosen = asdict(options) | {"trainer": json.loads(arguments.to_json_string())}
-    del chosen["trainer"]["seed"], chosen["trainer"]["data_seed"]  # `seed` is one setting
+    for name in ("seed", "data_seed", "run_name", "output_dir"):
+        del chosen["trainer"][name]
     return _flattened(json.loads(json.dumps(chosen)))
 
 
