@@ -13,9 +13,7 @@ from importlib import import_module
 from typing import Any
 
 from gptoss_ft.context import Context, Outcome
-
-# Folders of recipes, one for each kind of row that the methods train on.
-RECIPES = ("sft", "dpo")
+from gptoss_ft.train.methods import recipe_groups
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ COMMANDS = (
         options="gptoss_ft.train.options:TrainOptions",
         run="gptoss_ft.train.command:run",
         groups=("model", "adapter", "data", "trainer", "tracker"),
-        recipes=RECIPES,
+        recipes=recipe_groups(),
         interrupted="; say resume=true to go on from the newest checkpoint",
     ),
     Command(

@@ -18,7 +18,8 @@ from gptoss_ft.model.experts.module import PackedExperts
 from gptoss_ft.model.load import load_model
 from gptoss_ft.model.tiny import TinyOptions, write_tiny
 from gptoss_ft.train.options import ModelOptions, TrainOptions
-from gptoss_ft.train.sft import build_model
+from gptoss_ft.train.prepare import find_base
+from gptoss_ft.train.steps import build_model
 
 LAYERS = 3
 WAYS = ("save", "recompute", "checkpoint")
@@ -130,7 +131,7 @@ def test_the_setting_reaches_every_layer(base: Path, save: bool) -> None:
         model=ModelOptions(path=str(base), save_pre_activation=save),
         adapter=AdapterOptions(["experts"]),
     )
-    model = build_model(options, open_checkpoint(base), "")
+    model = build_model(options, find_base(options))
     assert [module.save_pre_activation for module in experts_of(model)] == [save] * LAYERS
     default = load_model(open_checkpoint(base))
     assert all(module.save_pre_activation for module in experts_of(default))

@@ -16,7 +16,7 @@ from gptoss_ft.adapters.options import AdapterOptions
 from gptoss_ft.data.options import DataOptions
 from gptoss_ft.model.tiny import TinyOptions, write_tiny
 from gptoss_ft.train.options import ModelOptions, TrainOptions
-from gptoss_ft.train.sft import train_sft
+from gptoss_ft.train.run import train
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def _run(
     )
     assert options.problems() == []
     said: list[str] = []
-    return train_sft(options, "name: run\n", said.append).parent, said
+    return train(options, "name: run\n", said.append).adapter.parent, said
 
 
 def _metrics(run: Path) -> list[dict[str, Any]]:

@@ -34,10 +34,9 @@ from gptoss_ft.errors import AdapterError, GptOssFtError
 from gptoss_ft.merge.options import MergeOptions
 from gptoss_ft.merge.plan import plan_merge
 from gptoss_ft.merge.stream import merge
-from gptoss_ft.train import preference
-from gptoss_ft.train import sft as sft_module
+from gptoss_ft.train import steps
 from gptoss_ft.train.options import TrainOptions
-from gptoss_ft.train.sft import train_sft
+from gptoss_ft.train.run import train
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -46,8 +45,7 @@ def _one_tokenizer(base: Path) -> Iterator[None]:
     tokenizer = AutoTokenizer.from_pretrained(base)
     once = SimpleNamespace(from_pretrained=lambda *_, **__: tokenizer)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preference, "AutoTokenizer", once)
-        patch.setattr(sft_module, "AutoTokenizer", once)
+        patch.setattr(steps, "AutoTokenizer", once)
         yield
 
 
@@ -68,7 +66,7 @@ def sft(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     chats = write_chats(home / "chats.jsonl", 4)
     options = preference_options(base, chats, home, preference={})
     options = replace(options, preference=None, adapter=AdapterOptions(["lossless"], r=3, alpha=5))
-    return train_sft(options, "", lambda line: None)
+    return train(options, "", lambda line: None).adapter
 
 
 def _tensors(run: Path) -> dict[str, torch.Tensor]:
@@ -143,16 +141,14 @@ class _Interrupt(TrainerCallback):
     "method", ["dpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("kto", "simpo"))]
 )
 def test_a_resumed_run_ends_as_an_undisturbed_one(
-    method: str, base: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, base: Path, pairs: Path, tmp_path: Path
 ) -> None:
     trainer = {"save_strategy": "steps", "save_steps": 2, "num_train_epochs": 2}
     settings: dict[str, Any] = {"trainer": trainer, "preference": {"method": method}}
     whole, _ = run_preference(preference_options(base, pairs, tmp_path, name="whole", **settings))
     broken = preference_options(base, pairs, tmp_path, name="broken", **settings)
-    callbacks = preference.callbacks
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(preference, "callbacks", lambda *args: [*callbacks(*args), _Interrupt()])
-        run_preference(broken)
+    with pytest.raises(KeyboardInterrupt):
+        run_preference(broken, _Interrupt())
     resumed, said = run_preference(replace(broken, resume=True))
     assert any(line.endswith("checkpoint-4") for line in said)
     before, after = _tensors(whole), _tensors(resumed)
@@ -211,7 +207,7 @@ def test_sft_goes_on_from_an_adapter_too(base: Path, sft: Path, tmp_path: Path) 
     chats = write_chats(tmp_path / "chats.jsonl", 4)
     options = replace(_continued(base, chats, tmp_path, sft), preference=None)
     said: list[str] = []
-    result = open_adapter(train_sft(options, "", said.append))
+    result = open_adapter(train(options, "", said.append).adapter)
     assert "going on from" in said[0] and result.kinds == ("lossless",)
 
 
@@ -234,17 +230,16 @@ def test_an_adapter_of_another_base_is_refused(pairs: Path, sft: Path, tmp_path:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_changed_start_is_another_run(
-    base: Path, pairs: Path, sft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options = _continued(base, pairs, tmp_path, sft, trainer={"save_strategy": "steps"})
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(preference, "callbacks", lambda *args: [_Interrupt()])
-        run_preference(replace(options, trainer=options.trainer | {"max_steps": 9}))
+def test_a_changed_start_is_another_run(base: Path, pairs: Path, sft: Path, tmp_path: Path) -> None:
+    trainer = {"save_strategy": "steps", "max_steps": 9}
+    options = _continued(base, pairs, tmp_path, sft, trainer=trainer)
+    with pytest.raises(KeyboardInterrupt):
+        run_preference(options, _Interrupt())
     fresh = replace(options, resume=True, adapter=AdapterOptions(["lossless"], r=3, alpha=5))
     with pytest.raises(GptOssFtError) as caught:
         run_preference(fresh)
-    assert "adapter" in str(caught.value) and "init_fingerprint" in str(caught.value)
+    (problem,) = caught.value.problems
+    assert problem.where == "init_fingerprint (adapter.init)"
 
 
 def test_unbalanced_ratings_are_warned_of(base: Path, tmp_path: Path) -> None:

@@ -20,9 +20,9 @@ from gptoss_ft.adapters.options import AdapterOptions
 from gptoss_ft.data.options import DataOptions
 from gptoss_ft.errors import RunError
 from gptoss_ft.model.tiny import TinyOptions, write_tiny
-from gptoss_ft.train import sft
+from gptoss_ft.train import prepare, steps
 from gptoss_ft.train.options import ModelOptions, TrainOptions
-from gptoss_ft.train.sft import train_sft
+from gptoss_ft.train.run import train
 
 TRAINER = {
     "learning_rate": 1e-2,
@@ -51,7 +51,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     tokenizer = AutoTokenizer.from_pretrained(out)
     with pytest.MonkeyPatch.context() as patch:  # reading it takes longer than a whole run here
         once = SimpleNamespace(from_pretrained=lambda *_, **__: tokenizer)
-        patch.setattr(sft, "AutoTokenizer", once)
+        patch.setattr(steps, "AutoTokenizer", once)
         yield out
 
 
@@ -120,16 +120,15 @@ class _Interrupt(TrainerCallback):
         raise KeyboardInterrupt
 
 
-def _run(options: TrainOptions) -> Path:
+def _run(options: TrainOptions, *callbacks: TrainerCallback) -> Path:
     assert options.problems() == []
-    return train_sft(options, "name: run\n", lambda line: None).parent
+    result = train(options, "name: run\n", lambda line: None, callbacks=callbacks)
+    return result.adapter.parent
 
 
 def _interrupt(options: TrainOptions, step: int | None) -> None:
-    callbacks = sft.callbacks
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(sft, "callbacks", lambda *args: [*callbacks(*args), _Interrupt(step)])
-        _run(options)
+    with pytest.raises(KeyboardInterrupt):
+        _run(options, _Interrupt(step))
 
 
 def _tensors(run: Path) -> dict[str, torch.Tensor]:
@@ -274,7 +273,7 @@ def test_a_run_whose_checkpoints_are_all_broken_is_refused_before_anything_is_lo
     _set_status(run, "running")
     for checkpoint in (run / "checkpoints").iterdir():
         (checkpoint / "optimizer.pt").unlink()
-    monkeypatch.setattr(sft, "load_vocabulary", lambda path: pytest.fail("went too far"))
+    monkeypatch.setattr(prepare, "load_vocabulary", lambda path: pytest.fail("went too far"))
     options = runs.options("broken")
     options.resume = True
     with pytest.raises(RunError, match="no checkpoint of this run is whole"):

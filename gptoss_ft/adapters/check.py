@@ -18,7 +18,7 @@ from gptoss_ft.adapters.files import (
     read_tensor,
 )
 from gptoss_ft.adapters.targets import is_targeted
-from gptoss_ft.checkpoint.digests import fingerprint, tensor_digests
+from gptoss_ft.checkpoint.digests import combined_fingerprint, tensor_digests
 from gptoss_ft.checkpoint.headers import Checkpoint
 from gptoss_ft.errors import AdapterError, Problem
 from gptoss_ft.mxfp4.codec import BLOCK_SIZE
@@ -27,14 +27,21 @@ NAMED = 3  # tensors that a problem lists
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
-def check_adapter(adapter: Adapter, checkpoint: Checkpoint) -> None:
+def check_adapter(
+    adapter: Adapter, checkpoint: Checkpoint, digests: Mapping[str, str] | None = None
+) -> None:
     """Checks that an adapter belongs to a base, fits it tensor by tensor, and holds finite numbers.
+
+    Args:
+        adapter: what `open_adapter` returned.
+        checkpoint: the base.
+        digests: its `tensor_digests` where they have been read already; None reads them.
 
     Raises:
         AdapterError: with every misfit, and every tensor that holds NaN or infinity.
     """
     problems = [
-        *_fingerprint_problems(adapter, checkpoint),
+        *_fingerprint_problems(adapter, checkpoint, digests),
         *(
             problem
             for update in adapter.updates.values()
@@ -48,16 +55,19 @@ def check_adapter(adapter: Adapter, checkpoint: Checkpoint) -> None:
         raise AdapterError(problems)
 
 
-def _fingerprint_problems(adapter: Adapter, checkpoint: Checkpoint) -> Iterator[Problem]:
+def _fingerprint_problems(
+    adapter: Adapter, checkpoint: Checkpoint, digests: Mapping[str, str] | None
+) -> Iterator[Problem]:
     if adapter.base_fingerprint is None:
         return
-    found = fingerprint(checkpoint)
+    digests = tensor_digests(checkpoint) if digests is None else digests
+    found = combined_fingerprint(digests)
     if found != adapter.base_fingerprint:
         yield Problem(
             "the adapter was trained on another base",
             str(adapter.path),
             f"trained on {adapter.base_fingerprint}, but {checkpoint.path} is {found}"
-            + _differing(adapter.base_tensors, tensor_digests(checkpoint)),
+            + _differing(adapter.base_tensors, digests),
             "give the checkpoint that the adapter was trained on",
         )
 

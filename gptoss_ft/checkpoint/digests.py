@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 from gptoss_ft.checkpoint.headers import Checkpoint
 
@@ -36,5 +37,10 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     Returns:
         `sha256:` and 64 hexadecimal digits.
     """
-    text = "".join(f"{name} {digest}\n" for name, digest in tensor_digests(checkpoint).items())
+    return combined_fingerprint(tensor_digests(checkpoint))
+
+
+def combined_fingerprint(digests: Mapping[str, str]) -> str:
+    """Returns the `fingerprint` of the checkpoint whose `tensor_digests` these are."""
+    text = "".join(f"{name} {digest}\n" for name, digest in digests.items())
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"

@@ -15,7 +15,13 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from gptoss_ft.checkpoint.headers import INDEX_NAME, expected_shapes
+from gptoss_ft.checkpoint.headers import (
+    DTYPES,
+    INDEX_NAME,
+    Checkpoint,
+    TensorInfo,
+    expected_shapes,
+)
 from gptoss_ft.context import Context, Outcome
 from gptoss_ft.errors import ConfigError, Problem
 from gptoss_ft.files import is_empty, whole_folder, write_json
@@ -62,6 +68,20 @@ def write_tiny(out: Path, options: TinyOptions) -> None:
         write_json(folder / "generation_config.json", GENERATION_CONFIG)
         _write_shards(folder, dict(_tensors(config, options.seed)))
         write_tokenizer_files(folder)
+
+
+def describe_tiny(path: Path, options: TinyOptions) -> Checkpoint:
+    """Returns the checkpoint that `write_tiny` would write, by its configuration and headers.
+
+    Nothing is read or written. Offsets are 0, as there are no files yet.
+    """
+    config = tiny_config(options)
+    tensors = {}
+    for name, shape in expected_shapes(config, packed=True).items():
+        dtype = "U8" if name.endswith(("_blocks", "_scales")) else "BF16"
+        nbytes = math.prod(shape) * DTYPES[dtype].itemsize
+        tensors[name] = TensorInfo(name, path / _shard_of(name), dtype, shape, 0, nbytes)
+    return Checkpoint(path, config, tensors)
 
 
 GENERATION_CONFIG: dict[str, Any] = {
@@ -160,17 +180,18 @@ def _tensors(config: dict[str, Any], seed: int) -> Iterator[tuple[str, torch.Ten
         yield name, values.to(torch.bfloat16)
 
 
+def _shard_of(name: str) -> str:
+    """Returns the file of a tensor: layers in the first shard, embedding, norm and head in the
+    second, named as in the release."""
+    return f"model-{0 if name.startswith('model.layers.') else 1:05d}-of-00002.safetensors"
+
+
 def _write_shards(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Writes two shards named as in the release: the layers, then embedding, final norm and
-    head.
-    """
-    layers = {name: tensor for name, tensor in tensors.items() if name.startswith("model.layers.")}
-    outside = {name: tensor for name, tensor in tensors.items() if name not in layers}
-    weight_map = {}
-    for number, shard in enumerate((layers, outside)):
-        file = f"model-{number:05d}-of-00002.safetensors"
+    """Writes both shards and their index."""
+    weight_map = {name: _shard_of(name) for name in tensors}
+    for file in dict.fromkeys(weight_map.values()):
+        shard = {name: tensor for name, tensor in tensors.items() if weight_map[name] == file}
         save_file(shard, folder / file, metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(shard, file))
     total = sum(tensor.nbytes for tensor in tensors.values())
     write_json(
         folder / INDEX_NAME,

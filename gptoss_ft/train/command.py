@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from gptoss_ft.context import Context, Outcome
 from gptoss_ft.errors import ConfigError, Problem
+from gptoss_ft.train.methods import METHODS, Method
 from gptoss_ft.train.options import TrainOptions
 
 
-def run(options: TrainOptions, context: Context) -> Outcome:
-    """Trains by the method that the options name.
+def run(options: TrainOptions, context: Context, methods: Sequence[Method] = METHODS) -> Outcome:
+    """Trains by the method that the options name; the objective is the best validation loss, or
+    the last loss.
+
+    Args:
+        options: as they were composed.
+        context: where the name comes from when there is none, and where lines go.
+        methods: the table that the method is looked up in.
 
     Raises:
         GptOssFtError: settings, a run folder, checkpoint, adapter or data that cannot be used.
     """
     options = replace(options, name=run_name(options.name, context))
-    if problems := [*adapter_problems(context.given), *options.problems()]:
+    if problems := [*adapter_problems(context.given), *options.problems(methods)]:
         raise ConfigError(problems)
-    if options.preference is None:
-        from gptoss_ft.train.sft import train_sft as run_training
-    else:
-        from gptoss_ft.train.preference import train_preference as run_training
-    run_training(options, named(context.config_yaml, options.name), context.say)
-    return Outcome()
+    from gptoss_ft.train.run import train
+
+    config_yaml = named(context.config_yaml, options.name)
+    result = train(options, config_yaml, context.say, methods)
+    return Outcome(objective=result.objective)
 
 
 def run_name(name: str, context: Context) -> str:

@@ -6,13 +6,13 @@ A new method is a new row: its trainer, the function that makes its rows, and so
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gptoss_ft.errors import ConfigError, Problem
+from gptoss_ft.errors import ConfigError
+from gptoss_ft.validation import unknown_choice
 
 
 @dataclass(frozen=True)
@@ -122,10 +122,7 @@ def method_named(name: str, methods: Sequence[Method] = METHODS) -> Method:
     found = {method.name: method for method in methods}
     if name in found:
         return found[name]
-    near = difflib.get_close_matches(name, found, 1)
-    mend = f"did you mean {near[0]}? " if near else ""
-    mend += f"write one of {', '.join(found)}"
-    raise ConfigError(Problem("unknown method", "preference.method", repr(name), mend))
+    raise ConfigError(unknown_choice("unknown method", "preference.method", name, list(found)))
 
 
 def recipe_groups(methods: Sequence[Method] = METHODS) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,9 +10,9 @@ from gptoss_ft.adapters.options import AdapterOptions
 from gptoss_ft.data.options import DataOptions
 from gptoss_ft.errors import ConfigError, Problem
 from gptoss_ft.model.tiny_options import TinyOptions
-from gptoss_ft.train.methods import method_named
-from gptoss_ft.train.preference_options import PreferenceOptions, preference_problems
-from gptoss_ft.train.settings import checkpoints_activations, trainer_problems
+from gptoss_ft.train.methods import METHODS, Method, imported, method_named
+from gptoss_ft.train.preference_options import PreferenceOptions
+from gptoss_ft.train.settings import checkpoints_activations
 from gptoss_ft.validation import (
     choice_field,
     dotted,
@@ -84,7 +85,7 @@ class TrainOptions:
         adapter: what is trained.
         data: where the rows are and how they become training rows.
         preference: how pairs or ratings are trained on; None for supervised fine-tuning.
-        trainer: settings of TRL's `SFTConfig`, with `preference` of its `DPOConfig` or `KTOConfig`,
+        trainer: settings of the method's TRL configuration (`SFTConfig`, `DPOConfig`, `KTOConfig`),
             unchanged.
         tracker: where metrics go.
     """
@@ -102,13 +103,22 @@ class TrainOptions:
     trainer: dict[str, Any] = field(default_factory=dict)
     tracker: TrackerOptions = field(default_factory=TrackerOptions)
 
-    def problems(self) -> list[Problem]:
-        """Everything that is wrong with the settings, before anything is read or loaded."""
+    @property
+    def method(self) -> str:
+        """Name of the training method."""
+        return self.preference.method if self.preference else "sft"
+
+    def problems(self, methods: Sequence[Method] = METHODS) -> list[Problem]:
+        """Lists everything that is wrong with the settings, before anything is read or loaded.
+
+        Args:
+            methods: the table that the method is looked up in.
+        """
         found = [
             *self.model.problems("model"),
             *self.adapter.problems("adapter"),
             *self.data.problems("data"),
-            *self._method_problems(),
+            *self._method_problems(methods),
             *self.tracker.problems("tracker"),
         ]
         if not self.model.save_pre_activation and checkpoints_activations(self.trainer):
@@ -142,13 +152,11 @@ class TrainOptions:
             )
         return found
 
-    def _method_problems(self) -> list[Problem]:
-        """Lists settings that the method does not take, or not like this."""
-        if self.preference is None:
-            return trainer_problems(self, method_named("sft"))
-        found = preference_problems(self.preference, self.data, self.trainer)
+    def _method_problems(self, methods: Sequence[Method]) -> list[Problem]:
+        """Lists what the method refuses, or that there is no such method."""
         try:
-            method = method_named(self.preference.method)
-        except ConfigError:
-            return found  # an unknown method is among them
-        return trainer_problems(self, method) + found
+            method = method_named(self.method, methods)
+        except ConfigError as error:
+            return list(error.problems)
+        found: list[Problem] = imported(method.problems)(self)
+        return found

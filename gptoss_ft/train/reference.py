@@ -27,13 +27,13 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from gptoss_ft.adapters.model import AdaptedModel
+from gptoss_ft.context import Say
 from gptoss_ft.data.cache import code_version
 from gptoss_ft.data.pack import ListColumn
 from gptoss_ft.data.pairs import list_array
 from gptoss_ft.data.preferences import Branch, PreferenceData, Selection, write_rows
 from gptoss_ft.files import code_digest, whole_file
 from gptoss_ft.train.scores import score_rated_rows, score_rows
-from gptoss_ft.train.steps import Say
 
 # A killed pass loses what was computed since its last part.
 SECONDS_PER_PART = 30.0

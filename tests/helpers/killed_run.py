@@ -24,8 +24,9 @@ import torch
 from transformers import AutoTokenizer
 
 from gptoss_ft.harmony.vocabulary import load_vocabulary
-from gptoss_ft.train import sft
+from gptoss_ft.train import steps
 from gptoss_ft.train.options import TrainOptions
+from gptoss_ft.train.run import train
 
 # What Python reports of the file system; torch.save and safetensors write between these.
 FILE_EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
@@ -79,7 +80,7 @@ def run_server(base: Path) -> Iterator[Run]:
 def _serve(requests: Any, base: Path) -> None:
     load_vocabulary(base)
     tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
-    sft.AutoTokenizer = SimpleNamespace(from_pretrained=lambda *_, **__: tokenizer)
+    steps.AutoTokenizer = SimpleNamespace(from_pretrained=lambda *_, **__: tokenizer)
     while (request := requests.recv()) is not None:
         child = multiprocessing.get_context("fork").Process(target=_train, args=request)
         child.start()
@@ -101,7 +102,7 @@ def _train(options: TrainOptions, kill: Kill | None) -> None:
     if kill and kill.event is None:
         arguments = (folder / "metrics.jsonl", kill)
         threading.Thread(target=_die_after, args=arguments, daemon=True).start()
-    sft.train_sft(options, "name: run\n")
+    train(options, "name: run\n")
 
 
 def watch_files(folder: Path, log: Path, kill_at: int | None) -> None:

@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerCallback
+
 from gptoss_ft.adapters.options import AdapterOptions
 from gptoss_ft.data.options import DataOptions
 from gptoss_ft.model.tiny import TinyOptions, write_tiny
 from gptoss_ft.train.options import ModelOptions, TrainOptions
-from gptoss_ft.train.preference import train_preference
 from gptoss_ft.train.preference_options import PreferenceOptions
+from gptoss_ft.train.run import train
 
 SMALL = {"layers": 2, "hidden_size": 32, "intermediate_size": 32, "heads": 1, "kv_heads": 1}
 TRAINER = {
@@ -56,12 +58,12 @@ def preference_options(base: Path, pairs: Path, output: Path, **settings: Any) -
     )
 
 
-def run_preference(options: TrainOptions) -> tuple[Path, list[str]]:
+def run_preference(options: TrainOptions, *callbacks: TrainerCallback) -> tuple[Path, list[str]]:
     """The run's folder, and what it said."""
     said: list[str] = []
     assert options.problems() == []
-    adapter = train_preference(options, "name: run\n", said.append)
-    return adapter.parent, said
+    result = train(options, "name: run\n", said.append, callbacks=callbacks)
+    return result.adapter.parent, said
 
 
 def logs_of(run: Path) -> list[dict[str, Any]]:
