@@ -16,7 +16,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from gptoss_ft.errors import ConfigError, GptOssFtError, Problem
 from gptoss_ft.model.cpu.allocator import HUGE_PAGES
@@ -24,6 +24,7 @@ from gptoss_ft.model.cpu.allocator import HUGE_PAGES
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+Options = TypeVar("Options")
 COMMANDS = {
     "train": "tune a base on conversations, pairs or ratings; writes outputs/NAME/",
     "preview": "show data as it will be trained, in the terminal and as a page",
@@ -142,6 +143,42 @@ def _run_hydra(command: str, arguments: list[str]) -> int:
     finally:
         sys.argv = argv
     return max(codes, default=0)
+
+
+def compose_options(
+    command: str, arguments: list[str], schema: type[Options], extra: str | Path | None = None
+) -> Options:
+    """Composes a command's options without running it, for scripts.
+
+    Args:
+        command: one of `COMMANDS`.
+        arguments: as typed, without the command.
+        schema: the command's dataclass.
+        extra: a folder of the user's own configs, as with `--config-dir`.
+
+    Raises:
+        ConfigError: whatever the command line would refuse.
+    """
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from gptoss_ft import config
+
+    config.register(command, schema)
+    given = [f"--config-dir={extra}"] if extra else []
+    overrides = check_arguments(command, [*given, *arguments], schema)[len(given) :]
+    if extra:
+        folders = [config.asset("recipes"), Path(extra).resolve()]
+        overrides.append(f"hydra.searchpath={[f'file://{folder}' for folder in folders]}")
+    try:
+        with hydra.initialize_config_dir(str(config.config_folder(command)), version_base="1.3"):
+            composed = hydra.compose(command, overrides)
+    except OmegaConfBaseException as error:
+        raise ConfigError(config.explain(error, schema)) from error
+    except HydraException as error:
+        raise ConfigError(_explain_hydra(error, schema)) from error
+    return config.to_options(composed, schema)
 
 
 def _explain_hydra(error: Exception, schema: type) -> Problem:

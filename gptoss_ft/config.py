@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -111,6 +112,14 @@ def to_options(config: DictConfig, schema: type[Options]) -> Options:
 def to_yaml(config: DictConfig) -> str:
     """The composed config with interpolations resolved."""
     return OmegaConf.to_yaml(config, resolve=True)
+
+
+def options_to_yaml(options: Any) -> str:
+    """Writes options as YAML, for a run that was not composed from files.
+
+    Texts stand as they are: `${x}` in one of them is no interpolation any more.
+    """
+    return yaml.safe_dump(dataclasses.asdict(options), sort_keys=False, allow_unicode=True)
 
 
 def known_keys(schema: type, prefix: str = "") -> Iterator[tuple[str, bool]]:

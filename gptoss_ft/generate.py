@@ -152,6 +152,27 @@ def generate(options: GenerateOptions, say: Callable[[str], None] = print) -> in
     """Answers and shows them; returns the exit code, 1 when `min_exact` or `max_exact` is not met.
 
     Raises:
+        GptOssFtError: as `answers` does.
+    """
+    found = []
+    for answer in answers(options):
+        found.append(answer)
+        say(_shown(answer))
+    if options.out:
+        _write_answers(Path(options.out), found)
+    return _verdict(found, options, say)
+
+
+def answers(
+    options: GenerateOptions, model: WeightedGptOss | AdaptedModel | None = None
+) -> Iterator[Answer]:
+    """Yields an answer to each question.
+
+    Args:
+        options: what to ask which model.
+        model: that model, with its adapter, where it is loaded already.
+
+    Raises:
         GptOssFtError: settings, model, adapter or file that cannot be used; before weights are
             loaded.
     """
@@ -168,19 +189,14 @@ def generate(options: GenerateOptions, say: Callable[[str], None] = print) -> in
     renderer = Renderer(vocabulary, replace(options.render, effort=options.effort))
     questions = list(_questions(options, renderer))
 
-    base = load_model(checkpoint)
-    model = base if adapter is None else load_adapter(base, adapter)
+    if model is None:
+        base = load_model(checkpoint)
+        model = base if adapter is None else load_adapter(base, adapter)
     torch.manual_seed(options.seed)
-    answers = []
     batches = range(0, len(questions), options.batch_size)
     for start in tqdm(batches, unit="batch", disable=None, leave=False):
         batch = questions[start : start + options.batch_size]
-        for answer in answer_batch(model, batch, vocabulary, options):
-            answers.append(answer)
-            say(_shown(answer))
-    if options.out:
-        _write_answers(Path(options.out), answers)
-    return _verdict(answers, options, say)
+        yield from answer_batch(model, batch, vocabulary, options)
 
 
 def _questions(options: GenerateOptions, renderer: Renderer) -> Iterator[Question]:

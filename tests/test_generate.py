@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ import pytest
 import torch
 from transformers import GptOssForCausalLM, Mxfp4Config
 
-from gptoss_ft import generate as module
 from gptoss_ft.adapters.model import AdapterInfo, add_adapter
 from gptoss_ft.adapters.options import AdapterOptions
 from gptoss_ft.checkpoint.headers import fingerprint, open_checkpoint
@@ -67,7 +67,7 @@ def _scripted(monkeypatch: pytest.MonkeyPatch, texts: dict[str, str]) -> list[Qu
             ids = _encoded(texts[question.text], vocabulary)
             yield Answer(question, parse_completion(ids, vocabulary), ids)
 
-    monkeypatch.setattr(module, "answer_batch", answers)
+    monkeypatch.setattr(sys.modules[generate.__module__], "answer_batch", answers)
     return asked
 
 
