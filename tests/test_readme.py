@@ -77,7 +77,8 @@ class Workshop:
     def follow(self, page: str) -> None:
         """Writes the page's files, and runs its commands and its Python blocks."""
         for block in _blocks(_text(page), "yaml"):
-            path = self.folder / block.splitlines()[0].removeprefix("# ")
+            (name,) = re.findall(r"^# (\S+\.yaml)", block, re.MULTILINE)
+            path = self.folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(block)
         for line in _lines(_text(page)):
