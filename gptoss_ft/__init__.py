@@ -92,6 +92,8 @@ class _Package(ModuleType):
     Some functions are named like the room that does the work (`train`, `merge`, `verify`, `export`,
     `generate`). Python binds a submodule to its name in the package when it is first imported, and
     would so put the module in the function's place, sooner or later, depending on what is used.
+    Rooms are imported as `from gptoss_ft.train.run import …`; `import gptoss_ft.train.run as run`
+    looks for the module under the package's attribute and finds the function.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:

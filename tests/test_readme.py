@@ -69,7 +69,7 @@ class Workshop:
         (row,), (pair,) = (
             _blocks(_text(page), "json") for page in (PAGES[0], "docs/preference.md")
         )
-        (folder / "my.jsonl").write_text(row * 4)
+        (folder / "my.jsonl").write_text(row * 8)
         (folder / "general.jsonl").write_text(row * 2)
         (folder / "pairs.jsonl").write_text(pair * 4)
         write_tiny(folder / "gpt-oss-20b", TinyOptions(layers=1))
