@@ -6,14 +6,21 @@ else gets dataclasses.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
 
+import hydra
+import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from gptoss_ft.arguments import check_arguments
 from gptoss_ft.commands import Command
 from gptoss_ft.context import Context
 from gptoss_ft.errors import ConfigError, Problem
@@ -61,6 +68,44 @@ def context_of(composed: DictConfig, command: Command, given: frozenset[str]) ->
         config_yaml=OmegaConf.to_yaml(composed, resolve=True),
         given=given,
     )
+
+
+def compose_options(
+    command: Command, arguments: Sequence[str], extra: str | Path | None = None
+) -> Any:
+    """Composes a command's options without running it, for scripts.
+
+    Args:
+        command: decides the schema.
+        arguments: as typed, without the command.
+        extra: a folder of the user's own configs, as with `--config-dir`.
+
+    Raises:
+        ConfigError: whatever the command line would refuse.
+    """
+    schema = command.load_options()
+    register(command, schema)
+    own = [f"--config-dir={extra}"] if extra else []
+    overrides = check_arguments(command, [*own, *arguments], schema).overrides[len(own) :]
+    if extra:
+        folders = [asset("recipes"), Path(extra).resolve()]
+        overrides.append(f"hydra.searchpath={[f'file://{folder}' for folder in folders]}")
+    try:
+        with hydra.initialize_config_dir(config_folder(command), version_base="1.3"):
+            composed = hydra.compose(command.name, overrides)
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error, schema)) from error
+    except HydraException as error:
+        raise ConfigError(explain_hydra(error, schema)) from error
+    return to_options(composed, schema)
+
+
+def options_to_yaml(options: Any) -> str:
+    """Writes options as YAML, for a run that was not composed from files.
+
+    Texts stand as they are: `${x}` in one of them is no interpolation any more.
+    """
+    return yaml.safe_dump(asdict(options), sort_keys=False, allow_unicode=True)
 
 
 def to_options(config: DictConfig, schema: type[Options]) -> Options:

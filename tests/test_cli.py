@@ -355,8 +355,6 @@ def test_a_sweep_is_online_or_offline(capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
 def test_settings_are_read_before_anything_heavy(command: Command) -> None:
     """The Hub's library must not be imported before the settings say whether it may be online."""
-    if command.name == "train":
-        pytest.xfail("TRL's configuration classes are imported with the settings")
     module = command.options.partition(":")[0]
     heavy = ("torch", "transformers", "huggingface_hub", "datasets", "peft", "trl")
     code = f"import sys, gptoss_ft.cli, {module}; print([m for m in {heavy} if m in sys.modules])"

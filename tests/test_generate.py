@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from gptoss_ft.checkpoint.digests import fingerprint
 from gptoss_ft.checkpoint.headers import open_checkpoint
 from gptoss_ft.context import Context
 from gptoss_ft.errors import AdapterError, ConfigError, DataError
-from gptoss_ft.generate import command as module
 from gptoss_ft.generate.command import Answer, Question, answer_batch, generate, run
 from gptoss_ft.generate.options import GenerateOptions
 from gptoss_ft.harmony.parse import parse_completion
@@ -70,7 +70,7 @@ def _scripted(monkeypatch: pytest.MonkeyPatch, texts: dict[str, str]) -> list[Qu
             ids = _encoded(texts[question.text], vocabulary)
             yield Answer(question, parse_completion(ids, vocabulary), ids)
 
-    monkeypatch.setattr(module, "answer_batch", answers)
+    monkeypatch.setattr(sys.modules[generate.__module__], "answer_batch", answers)
     return asked
 
 

@@ -13,6 +13,7 @@ from merges import SMALL
 from safetensors.torch import save_file
 
 from gptoss_ft.checkpoint.shapes import expected_shapes
+from gptoss_ft.export import gguf_file
 from gptoss_ft.harmony.vocabulary import write_tokenizer_files
 from gptoss_ft.model.tiny import tiny_config
 
@@ -101,7 +102,7 @@ def test_no_chat_template(model: Path, tmp_path: Path) -> None:
 
 
 def test_no_gguf_package(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gptoss_ft.export.gguf_file.find_spec", lambda name: None)
+    monkeypatch.setattr(gguf_file, "find_spec", lambda name: None)
     message = refusal(model, tmp_path / "x.gguf", "gguf")
     assert 'pip install "gptoss-ft[gguf]"' in message
 

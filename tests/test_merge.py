@@ -30,6 +30,7 @@ from stock import (
 )
 
 from gptoss_ft.adapters.combine import Factors
+from gptoss_ft.merge import values
 from gptoss_ft.merge.planned import MergeAction
 from gptoss_ft.merge.values import add_low_rank
 
@@ -198,7 +199,7 @@ def test_large_tensors_in_parts(
 ) -> None:
     """The number of rows held at a time changes nothing but float32 noise in the products."""
     merge_to(small, full.adapter, tmp_path / "whole", "bf16")
-    monkeypatch.setattr("gptoss_ft.merge.values.TILE_BYTES", 7 * 4 * 64)
+    monkeypatch.setattr(values, "TILE_BYTES", 7 * 4 * 64)
     merge_to(small, full.adapter, tmp_path / "parts", "bf16")
     whole, parts = load_tensors(tmp_path / "whole"), load_tensors(tmp_path / "parts")
     for name in whole:

@@ -1,11 +1,13 @@
-"""Every command of the README and of CONTRIBUTING does what they say."""
+"""Every command and example of README, docs and CONTRIBUTING does what it says."""
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,55 +20,133 @@ from gptoss_ft.cli import run
 from gptoss_ft.model.causal_lm import WeightedGptOss
 from gptoss_ft.model.load import replace_layers
 from gptoss_ft.model.tiny import TinyOptions, write_tiny
+from gptoss_ft.train.options import TrainOptions
 
 REPOSITORY = Path(__file__).parents[1]
-README = (REPOSITORY / "README.md").read_text()
-CONTRIBUTING = (REPOSITORY / "CONTRIBUTING.md").read_text()
+# In the order in which their commands are run; all of them in one folder.
+USER_PAGES = (
+    "README.md",
+    "docs/data.md",
+    "docs/adapters.md",
+    "docs/training.md",
+    "docs/preference.md",
+    "docs/merge.md",
+    "docs/serve.md",
+    "docs/performance.md",
+    "docs/architecture.md",
+    "docs/api.md",
+)
+PAGES = (*USER_PAGES, "CONTRIBUTING.md")
+README, CONTRIBUTING = ((REPOSITORY / name).read_text() for name in ("README.md", PAGES[-1]))
+ALL = "\n".join((REPOSITORY / name).read_text() for name in PAGES)
+# Blocks of these languages are run or read; those of the others are only shown.
+CHECKED = {"sh", "json", "yaml", "python"}
+SHOWN = {"console", "text"}
+# What a shell line may be besides a command of ours, which is run, and a target, which must exist.
+UNCHECKED = ("git clone ", ".venv/bin/pre-commit ")
 
 
 def _blocks(text: str, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
-def _commands(text: str) -> list[list[str]]:
-    """The arguments of every `gptoss-ft` line in the shell blocks."""
-    lines = "\n".join(_blocks(text, "sh")).splitlines()
-    return [shlex.split(line, comments=True) for line in lines if line.startswith("gptoss-ft")]
+def _lines(text: str) -> list[str]:
+    """The lines of the shell blocks."""
+    return [line for line in "\n".join(_blocks(text, "sh")).splitlines() if line]
 
 
-def test_the_path_from_data_to_a_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """In an empty folder, on the README's own row and pair, a tiny model in gpt-oss's place."""
-    monkeypatch.chdir(tmp_path)
-    row, pair = _blocks(README, "json")
-    (tmp_path / "my.jsonl").write_text(row * 4)
-    (tmp_path / "pairs.jsonl").write_text(pair * 4)
-    write_tiny(tmp_path / "gpt-oss-20b", TinyOptions(layers=1))
-    commands = _commands(README)
-    used = {command[1] for command in commands}
-    assert used >= {"train", "generate", "merge", "export", "--help"}
-    ran = 0
-    for _, command, *arguments in commands:
-        if command == "--help":
-            continue
-        if command == "generate":
-            arguments.append("max_new_tokens=4")
-        if command == "train" and "--cfg" not in arguments:
-            arguments.append("trainer.max_steps=1")
-        code = run(command, arguments)
-        assert code == 0, f"{command} {arguments}: {capsys.readouterr().err}"
-        ran += 1
-    assert ran == len(commands) - 1
+class Workshop:
+    """An empty folder with the README's row and pair, and a tiny model in gpt-oss's place.
+
+    What a page makes is there for the pages after it; a command that stands on several pages is
+    run once.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.done: set[str] = set()
+        (row,), (pair,) = (
+            _blocks(_text(page), "json") for page in (PAGES[0], "docs/preference.md")
+        )
+        (folder / "my.jsonl").write_text(row * 8)
+        (folder / "general.jsonl").write_text(row * 2)
+        (folder / "pairs.jsonl").write_text(pair * 4)
+        write_tiny(folder / "gpt-oss-20b", TinyOptions(layers=1))
+
+    def follow(self, page: str) -> None:
+        """Writes the page's files, and runs its commands and its Python blocks."""
+        for block in _blocks(_text(page), "yaml"):
+            (name,) = re.findall(r"^# (\S+\.yaml)", block, re.MULTILINE)
+            path = self.folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block)
+        for line in _lines(_text(page)):
+            if line.startswith("gptoss-ft ") and line not in self.done:
+                _run_line(line)
+                self.done.add(line)
+        names: dict[str, Any] = {}
+        for block in _blocks(_text(page), "python"):
+            exec(compile(block, page, "exec"), names)
+
+
+def _text(page: str) -> str:
+    return (REPOSITORY / page).read_text()
+
+
+def _run_line(line: str) -> None:
+    _, command, *arguments = shlex.split(line, comments=True)
+    if command == "generate":
+        arguments.append("max_new_tokens=4")
+    if command == "train" and "--cfg" not in arguments:
+        arguments.append("trainer.max_steps=1")
+    if command == "--help":
+        return
+    assert run(command, arguments) == 0, line
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """The workshop after the README."""
+    found = Workshop(tmp_path_factory.mktemp("workshop"))
+    before = Path.cwd()
+    os.chdir(found.folder)
+    try:
+        found.follow("README.md")
+    finally:
+        os.chdir(before)
+    return found
+
+
+def test_the_path_from_data_to_a_checkpoint(workshop: Workshop) -> None:
+    used = {line.split()[1] for line in workshop.done}
+    assert used >= {"preview", "train", "generate", "merge", "verify", "export"}
     for name in re.findall(r"name=([\w-]+)", README):
-        assert list((tmp_path / "outputs").glob(f"{name}*/adapter")), name
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "my-model")
+        assert (workshop.folder / "outputs" / name / "adapter").is_dir(), name
+    model = AutoModelForCausalLM.from_pretrained(workshop.folder / "my-model")
     assert model.config.model_type == "gpt_oss"
+    assert (workshop.folder / "my-model.gguf").is_file()
+
+
+@pytest.mark.parametrize("page", USER_PAGES[1:])
+def test_commands_and_examples_of_a_page(
+    page: str, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workshop.folder)
+    workshop.follow(page)
+
+
+def test_every_block_and_shell_line_is_of_a_known_kind() -> None:
+    for page in PAGES:
+        languages = re.findall(r"^```(\w*)\n.*?^```", _text(page), re.DOTALL | re.MULTILINE)
+        drawn = {""} if page == "CONTRIBUTING.md" else set()  # the drawing of the house
+        assert set(languages) <= CHECKED | SHOWN | drawn, page
+        for line in _lines(_text(page)):
+            assert line.startswith(("gptoss-ft ", "make ", *UNCHECKED)), f"{page}: {line}"
 
 
 def test_make_targets_exist() -> None:
     makefile = (REPOSITORY / "Makefile").read_text()
-    for target in set(re.findall(r"^make ([\w-]+)", README + "\n" + CONTRIBUTING, re.MULTILINE)):
+    for target in set(re.findall(r"(?:^|`)make ([\w-]+)", ALL, re.MULTILINE)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
         done = subprocess.run(
             ["make", "--dry-run", target], cwd=REPOSITORY, capture_output=True, text=True
@@ -74,16 +154,56 @@ def test_make_targets_exist() -> None:
         assert done.returncode == 0, done.stderr
 
 
+def _anchor(heading: str) -> str:
+    """A heading's anchor, as GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
 def test_links_and_named_files_exist() -> None:
-    for text in (README, CONTRIBUTING):
-        for link in re.findall(r"\]\(([^)#:]+)\)", text):
-            assert (REPOSITORY / link).exists(), link
-        for name in re.findall(r"`(tests/[\w/]+\.py|scripts/\w+\.py)`", text):
-            assert (REPOSITORY / name).exists(), name
+    for page in PAGES:
+        text = _text(page)
+        for link in re.findall(r"\]\(([^)\s]+)\)", text):
+            if link.startswith("https://"):
+                continue
+            path, _, anchor = link.partition("#")
+            target = (REPOSITORY / page).parent / path if path else REPOSITORY / page
+            assert target.exists(), f"{page}: {link}"
+            headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE) if anchor else []
+            assert not anchor or anchor in map(_anchor, headings), f"{page}: {link}"
+        for name in re.findall(r"\b((?:tests|scripts|benchmarks)/[\w/]+\.py)\b", text):
+            assert (REPOSITORY / name).exists(), f"{page}: {name}"
+
+
+def test_the_readme_links_every_page() -> None:
+    for page in (REPOSITORY / "docs").glob("*.md"):
+        assert f"](docs/{page.name}" in README, page.name
+        assert f"docs/{page.name}" in USER_PAGES, page.name
+
+
+def test_recipes_and_adapters_are_named() -> None:
     for recipe in (REPOSITORY / "recipes").glob("*/*.yaml"):
-        assert f"`{recipe.parent.name}={recipe.stem}`" in README
+        for page in ("README.md", "docs/training.md"):
+            assert f"`{recipe.parent.name}={recipe.stem}`" in _text(page), page
     for choice in (REPOSITORY / "configs/adapter").glob("*.yaml"):
-        assert f"| `{choice.stem}` |" in README
+        for page in ("README.md", "docs/adapters.md"):
+            assert f"| `{choice.stem}` |" in _text(page), page
+
+
+def test_settings_that_are_named_exist() -> None:
+    groups = "data|adapter|preference|tracker|model"
+    named = set(re.findall(rf"`((?:{groups})\.[a-z_.]+)[`=]", ALL))
+    assert len(named) > 20
+    for key in named:
+        assert key_problem(key, TrainOptions) is None, key
+
+
+def test_no_table_is_broken_in_two() -> None:
+    """A table's row after an empty line is shown as text; a table begins with a head and a rule."""
+    for page in PAGES:
+        lines = ["", *_text(page).splitlines(), ""]
+        for before, line, after in zip(lines, lines[1:], lines[2:], strict=False):
+            if line.startswith("|") and not before.startswith("|"):
+                assert re.fullmatch(r"[|\- :]+", after), f"{page}: {line}"
 
 
 def _parameters(options: AdapterOptions, layers: int = 24, experts: int = 32) -> float:
@@ -105,7 +225,8 @@ ADAPTERS = ["attention", "lossless", "experts", "attention_experts", "router"]
 @pytest.mark.parametrize("choice", ADAPTERS)
 def test_parameter_counts_of_the_adapter_table(choice: str) -> None:
     kinds = yaml.safe_load((REPOSITORY / f"configs/adapter/{choice}.yaml").read_text())["kinds"]
-    (count,) = re.findall(rf"^\| `{choice}` \|.*?\| (\d+) M \|", README, re.MULTILINE)
+    table = _text("docs/adapters.md")
+    (count,) = re.findall(rf"^\| `{choice}` \|.*?\| (\d+) M \|", table, re.MULTILINE)
     assert round(_parameters(AdapterOptions(kinds))) == int(count)
 
 

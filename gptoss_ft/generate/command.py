@@ -78,11 +78,33 @@ def run(options: GenerateOptions, context: Context) -> Outcome:
     Raises:
         GptOssFtError: settings, model, adapter or file that cannot be used.
     """
-    return Outcome(_verdict(generate(options, context.say), options, context.say))
+    found = generate(options, context.say)
+    return Outcome(_verdict(found, options, context.say))
 
 
 def generate(options: GenerateOptions, say: Say = print) -> list[Answer]:
     """Answers, shows each answer as it comes, and writes them where asked.
+
+    Raises:
+        GptOssFtError: settings, model, adapter or file that cannot be used.
+    """
+    found = []
+    for answer in answers(options):
+        found.append(answer)
+        say(_shown(answer))
+    if options.out:
+        _write_answers(Path(options.out), found)
+    return found
+
+
+def answers(
+    options: GenerateOptions, model: WeightedGptOss | AdaptedModel | None = None
+) -> Iterator[Answer]:
+    """Yields an answer to each question.
+
+    Args:
+        options: what to ask which model.
+        model: that model, with its adapter, where it is loaded already.
 
     Raises:
         GptOssFtError: settings, model, adapter or file that cannot be used; before weights are
@@ -101,19 +123,14 @@ def generate(options: GenerateOptions, say: Say = print) -> list[Answer]:
     renderer = Renderer(vocabulary, replace(options.render, effort=options.effort))
     questions = list(_questions(options, renderer))
 
-    base = load_model(checkpoint)
-    model = base if adapter is None else load_adapter(base, adapter)
+    if model is None:
+        base = load_model(checkpoint)
+        model = base if adapter is None else load_adapter(base, adapter)
     torch.manual_seed(options.seed)
-    answers = []
     batches = range(0, len(questions), options.batch_size)
     for start in tqdm(batches, unit="batch", disable=None, leave=False):
         batch = questions[start : start + options.batch_size]
-        for answer in answer_batch(model, batch, vocabulary, options):
-            answers.append(answer)
-            say(_shown(answer))
-    if options.out:
-        _write_answers(Path(options.out), answers)
-    return answers
+        yield from answer_batch(model, batch, vocabulary, options)
 
 
 def _questions(options: GenerateOptions, renderer: Renderer) -> Iterator[Question]:
