@@ -20,6 +20,7 @@ from gptoss_ft.cli import run
 from gptoss_ft.model.causal_lm import WeightedGptOss
 from gptoss_ft.model.load import replace_layers
 from gptoss_ft.model.tiny import TinyOptions, write_tiny
+from gptoss_ft.schema import key_problem
 from gptoss_ft.train.options import TrainOptions
 
 REPOSITORY = Path(__file__).parents[1]

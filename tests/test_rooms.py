@@ -23,7 +23,8 @@ HOUSE = House(
     layers=(
         ("api",),
         ("cli",),
-        ("arguments", "help", "config"),
+        ("config", "help"),
+        ("arguments",),
         ("commands",),
         ("train", "preview", "merge", "verify", "export", "generate", "gpu_check"),
         ("inference",),
@@ -45,10 +46,11 @@ def test_imports_point_downwards() -> None:
 
 
 def test_no_import_closes_a_circle() -> None:
-    graph = import_graph(REPOSITORY / PACKAGE)
+    """Names in lazy tables close none: what they name is imported long after the table."""
+    graph = import_graph(REPOSITORY / PACKAGE, lazy=False)
     assert len(graph) > 100
     assert circle(graph) == []
-    assert circle(room_graph(graph)) == []
+    assert circle(room_graph(import_graph(REPOSITORY / PACKAGE))) == []
 
 
 def test_contributing_draws_the_house() -> None:

@@ -44,7 +44,8 @@ class Method:
     """`f(options: TrainOptions)` returns the data collator."""
 
     problems: str
-    """`f(options: TrainOptions)` lists what this method refuses: its settings, and TRL's."""
+    """`f(options: TrainOptions, method: Method)` lists what this method refuses: its settings, and
+    TRL's."""
 
     arguments: str = ""
     """`f(options: TrainOptions)` returns further arguments of the trainer; empty for none."""

@@ -158,5 +158,5 @@ class TrainOptions:
             method = method_named(self.method, methods)
         except ConfigError as error:
             return list(error.problems)
-        found: list[Problem] = imported(method.problems)(self)
+        found: list[Problem] = imported(method.problems)(self, method)
         return found

@@ -16,7 +16,7 @@ from gptoss_ft.data.options import cache_folder
 from gptoss_ft.data.preferences import Groups, PreferenceData, prepare_pairs, prepare_ratings
 from gptoss_ft.errors import Problem
 from gptoss_ft.harmony.vocabulary import Vocabulary
-from gptoss_ft.train.methods import method_named
+from gptoss_ft.train.methods import Method
 from gptoss_ft.train.preference_options import (
     PreferenceOptions,
     estimates_divergence,
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 BALANCE = (1.0, 4 / 3)
 
 
-def problems(options: TrainOptions) -> list[Problem]:
+def problems(options: TrainOptions, method: Method) -> list[Problem]:
     """Lists what a preference method refuses of its own settings, the data's and TRL's."""
     preference = _preference(options)
-    found = trainer_problems(options, method_named(preference.method))
+    found = trainer_problems(options, method)
     return found + preference_problems(preference, options.data, options.trainer)
 
 

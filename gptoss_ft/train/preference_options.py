@@ -8,9 +8,15 @@ from typing import Any
 
 from gptoss_ft.data.options import DataOptions
 from gptoss_ft.errors import Problem
-from gptoss_ft.validation import Range, is_number, unknown_choice
+from gptoss_ft.validation import (
+    Range,
+    dotted,
+    field_problems,
+    is_number,
+    number_field,
+    unknown_choice,
+)
 
-METHODS = ("dpo", "kto", "orpo", "simpo")
 # Methods that compare with nothing but the model itself.
 REFERENCE_FREE = ("orpo", "simpo")
 DPO_LOSSES = (
@@ -61,32 +67,16 @@ class PreferenceOptions:
     method: str = "dpo"
     shared_prompt: bool = True
     length_normalized: bool = False
-    simpo_gamma: float = 0.5
+    simpo_gamma: float = number_field(0.5, least=0, finite=True)
 
-    def problems(self, key: str = "preference.") -> list[Problem]:
-        """Lists an unknown method and settings that belong to another one."""
-        found = []
-        if self.method not in METHODS:
-            found.append(unknown_choice("unknown method", f"{key}method", self.method, METHODS))
-        if not (is_number(self.simpo_gamma) and self.simpo_gamma in _AT_LEAST_ZERO):
-            mend = "write a number of at least 0"
-            where = f"{key}simpo_gamma"
-            found.append(Problem("out of range", where, repr(self.simpo_gamma), mend))
+    def problems(self, key: str = "preference") -> list[Problem]:
+        """Lists settings out of range and those that belong to another method."""
+        found = field_problems(self, key)
         if self.length_normalized and self.method in REFERENCE_FREE:
             mend = "leave it out"
             what = f"{self.method} takes means over tokens already"
-            found.append(Problem(what, f"{key}length_normalized", "true", mend))
+            found.append(Problem(what, dotted(key, "length_normalized"), "true", mend))
         return found
-
-    @property
-    def needs_reference(self) -> bool:
-        """Whether the loss compares with a reference."""
-        return self.method not in REFERENCE_FREE
-
-    @property
-    def is_rated(self) -> bool:
-        """Whether single completions with a label are trained on, not pairs."""
-        return self.method == "kto"
 
 
 def estimates_divergence(trainer: Mapping[str, Any]) -> bool:

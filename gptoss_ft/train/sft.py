@@ -13,7 +13,7 @@ from gptoss_ft.data.collate import Collator
 from gptoss_ft.data.dataset import PreparedData, prepare
 from gptoss_ft.errors import Problem
 from gptoss_ft.harmony.vocabulary import Vocabulary
-from gptoss_ft.train.methods import method_named
+from gptoss_ft.train.methods import Method
 from gptoss_ft.train.settings import trainer_problems
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from gptoss_ft.train.prepare import PreparedRun
 
 
-def problems(options: TrainOptions) -> list[Problem]:
+def problems(options: TrainOptions, method: Method) -> list[Problem]:
     """Lists trainer settings that are refused, and settings of other methods."""
-    found = trainer_problems(options, method_named("sft"))
+    found = trainer_problems(options, method)
     if options.preference is not None:
         what = "supervised fine-tuning has no settings of preferences"
         mend = "leave preference out, or name another method"

@@ -52,18 +52,22 @@ class House:
         return found
 
 
-def import_graph(root: Path) -> Graph:
+def import_graph(root: Path, lazy: bool = True) -> Graph:
     """Draws who imports whom, for every module below a package folder.
 
     Counts imports at the top of a file, inside functions and under `TYPE_CHECKING`, relative ones,
     and strings that name a module (`"gptoss_ft.x.y"` or `"gptoss_ft.x:name"`), as tables of lazy
     imports hold. Importing the package itself, for its version, counts as nothing.
+
+    Args:
+        root: the package's folder.
+        lazy: whether strings count.
     """
     modules = {_module_name(file, root): file for file in root.rglob("*.py")}
     return {
         name: {
             target
-            for text in _imported(ast.parse(file.read_text()), name, file.stem == "__init__")
+            for text in _imported(ast.parse(file.read_text()), name, file.stem == "__init__", lazy)
             if (target := _known(text, modules)) not in (None, PACKAGE, name)
         }
         for name, file in modules.items()
@@ -75,7 +79,7 @@ def _module_name(file: Path, root: Path) -> str:
     return ".".join([PACKAGE, *(part for part in parts if part != "__init__")])
 
 
-def _imported(tree: ast.AST, name: str, is_package: bool) -> Iterator[str]:
+def _imported(tree: ast.AST, name: str, is_package: bool, lazy: bool) -> Iterator[str]:
     """Yields the dotted names that a module imports: of modules, or of what is in them."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -87,7 +91,7 @@ def _imported(tree: ast.AST, name: str, is_package: bool) -> Iterator[str]:
                 base = parents[: len(parents) - node.level + 1]
                 module = ".".join([*base, *filter(None, [module])])
             yield from (f"{module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+        elif lazy and isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield from re.findall(rf"\A({PACKAGE}(?:\.\w+)+)(?::\w+)?\Z", node.value)
 
 

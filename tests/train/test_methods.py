@@ -9,20 +9,20 @@ from typing import Any
 
 import pytest
 from chats import write_chats
-from hydra import compose, initialize_config_dir
 from preference_runs import write_base
 from trl import DPOConfig, KTOConfig, SFTConfig
 
-from gptoss_ft import config
-from gptoss_ft.context import Context
+from gptoss_ft import cli
+from gptoss_ft.commands import COMMANDS
+from gptoss_ft.context import Context, Outcome
 from gptoss_ft.errors import ConfigError, Problem
 from gptoss_ft.train.command import run
 from gptoss_ft.train.manifest import read_manifest
 from gptoss_ft.train.methods import METHODS, Method, imported, method_named, recipe_groups
 from gptoss_ft.train.options import TrainOptions
-from gptoss_ft.train.preference_options import METHODS as PREFERENCE_METHODS
 from gptoss_ft.train.trainers.sft import WeightedSFTTrainer
 
+TRAIN = next(command for command in COMMANDS if command.name == "train")
 RECIPE = """# @package _global_
 # a method of one's own
 defaults:
@@ -48,7 +48,7 @@ class HalvedTrainer(WeightedSFTTrainer):
         super().log(logs | {"share": self.share}, *args, **kwargs)
 
 
-def halved_problems(options: TrainOptions) -> list[Problem]:
+def halved_problems(options: TrainOptions, method: Method) -> list[Problem]:
     if "packing" in options.trainer:
         return [Problem("not here", "trainer.packing")]
     return []
@@ -61,7 +61,7 @@ def halved_arguments(options: TrainOptions) -> dict[str, float]:
 HALVED = replace(
     method_named("sft"),
     name="halved",
-    recipes="mine",
+    recipes="dpo",
     trainer=f"{__name__}:HalvedTrainer",
     problems=f"{__name__}:halved_problems",
     arguments=f"{__name__}:halved_arguments",
@@ -80,13 +80,15 @@ def test_each_method_has_its_class_of_settings() -> None:
     kinds = {method.name: imported(method.trl_config) for method in METHODS}
     pairs = dict.fromkeys(("dpo", "orpo", "simpo"), DPOConfig)
     assert kinds == {"sft": SFTConfig, "kto": KTOConfig, **pairs}
-    assert kinds.keys() == {"sft", *PREFERENCE_METHODS}
     assert [m.name for m in METHODS if m.needs_reference] == ["dpo", "kto"]
 
 
 def test_recipe_groups_are_those_of_the_methods() -> None:
-    assert recipe_groups() == config.RECIPE_GROUPS
-    assert recipe_groups((*METHODS, HALVED)) == (*config.RECIPE_GROUPS, "mine")
+    assert recipe_groups() == ("sft", "dpo")
+    assert TRAIN.recipes == recipe_groups()
+    assert set(recipe_groups()) < set(TRAIN.groups)
+    mine = replace(HALVED, recipes="mine")
+    assert recipe_groups((*METHODS, mine)) == ("sft", "dpo", "mine")
 
 
 def test_an_unknown_method_comes_with_the_nearest() -> None:
@@ -107,30 +109,25 @@ def _preference() -> Any:
     return PreferenceOptions()
 
 
-def _composed(home: Path, *arguments: str) -> TrainOptions:
-    """What the command line composes, with the recipes of a folder of one's own."""
-    recipes = home / "recipes" / "dpo"
-    recipes.mkdir(parents=True)
-    (recipes / "halved.yaml").write_text(RECIPE)
-    config.register("train", TrainOptions)
-    path = f"hydra.searchpath=[file://{config.asset('recipes')},file://{recipes.parent}]"
-    folder = str(config.config_folder("train"))
-    with initialize_config_dir(folder, version_base="1.3"):
-        composed = compose("train", ["dpo=halved", path, *arguments])
-    return config.to_options(composed, TrainOptions)
+def run_with_halved(options: TrainOptions, context: Context) -> Outcome:
+    """The command `train` on a table with one row more."""
+    return run(options, context, (*METHODS, HALVED))
 
 
-def test_a_table_with_one_method_more_trains_with_it(tmp_path: Path) -> None:
+def test_a_table_with_one_method_more_trains_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Chosen by a recipe in a folder of one's own, through the command line."""
     base, chats = write_base(tmp_path / "base"), write_chats(tmp_path / "chats.jsonl", 4)
-    arguments = (f"model.path={base}", f"data.path={chats}", f"output={tmp_path}")
-    options = _composed(tmp_path, *arguments)
-    assert options.method == "halved"
-    with pytest.raises(ConfigError, match="unknown method"):
-        run(options, Context(recipe="halved"))
-    context = Context(recipe="halved", say=lambda line: None)
-    outcome = run(options, context, (*METHODS, HALVED))
+    (tmp_path / "recipes" / "dpo").mkdir(parents=True)
+    (tmp_path / "recipes" / "dpo" / "halved.yaml").write_text(RECIPE)
+    own = [f"--config-dir={tmp_path / 'recipes'}", "dpo=halved"]
+    arguments = [*own, f"model.path={base}", f"data.path={chats}", f"output={tmp_path}"]
+    assert cli.run("train", arguments) == 2, "the package's own table has no such method"
+    assert "unknown method" in capsys.readouterr().err
+    more = replace(TRAIN, run=f"{__name__}:run_with_halved")
+    assert cli.run("train", arguments, [more]) == 0
     manifest = read_manifest(tmp_path / "halved" / "manifest.json")
     assert manifest.method == "halved" and manifest.result is not None
-    assert outcome.objective == manifest.result.last_loss
     lines = (tmp_path / "halved" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["share"] for line in lines] == [0.5] * 3, "two steps and the totals"
