@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from gptoss_ft.files import whole_file
+from gptoss_ft.files import atomic_file
 
 Result = Mapping[str, Any]
 
@@ -20,7 +20,7 @@ def write_plots(folder: Path, results: Mapping[str, Result]) -> dict[str, list[s
     for name, draw in _PLOTS.items():
         if name in results:
             file = f"{name}.svg"
-            with whole_file(folder / file) as temporary, matplotlib.rc_context(_STYLE):
+            with atomic_file(folder / file) as temporary, matplotlib.rc_context(_STYLE):
                 # Without date and random ids the same figures give the same file.
                 draw(results[name]).savefig(temporary, format="svg", metadata={"Date": None})
             written[name] = [file]

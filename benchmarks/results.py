@@ -28,7 +28,7 @@ from catalogue import BENCHMARKS, Benchmark
 from page import page_text
 from plots import write_plots
 
-from gptoss_ft.files import whole_file, write_json
+from gptoss_ft.files import atomic_file, write_json
 
 FOLDER = Path(__file__).resolve().parent
 LIBRARIES = ("torch", "transformers", "peft", "trl", "numpy")
@@ -105,7 +105,7 @@ def write_page(folder: Path) -> None:
     """RESULTS.md and plots in `folder` from `folder/results/*.json`."""
     found = stored(folder / "results")
     plots = write_plots(folder, {name: entry["result"] for name, entry in found.items()})
-    with whole_file(folder / "RESULTS.md") as temporary:
+    with atomic_file(folder / "RESULTS.md") as temporary:
         temporary.write_text(page_text(found, plots), encoding="utf-8")
 
 

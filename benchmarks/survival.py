@@ -31,8 +31,8 @@ from pathlib import Path
 
 import torch
 
-from gptoss_ft.adapters.combine import Factors
-from gptoss_ft.files import whole_file
+from gptoss_ft.adapters.combine import LoraFactors
+from gptoss_ft.files import atomic_file
 from gptoss_ft.merge.calibrate import round_expert
 from gptoss_ft.mxfp4.codec import BLOCK_SIZE, floor_scales, pack, unpack
 from gptoss_ft.mxfp4.gptq import bias_correction
@@ -56,7 +56,7 @@ class Case:
 
     blocks: torch.Tensor
     scales: torch.Tensor
-    update: Factors
+    update: LoraFactors
     fit: torch.Tensor
     fresh: torch.Tensor
 
@@ -94,7 +94,7 @@ def build(width: int, rank: int, rows: int, seed: int) -> tuple[Case, float]:
         return normal(count, width) * variances.sqrt() @ directions.T + mean
 
     A = normal(rank, rows) @ inputs(rows) / math.sqrt(rows)
-    update = Factors(A, normal(width, rank), 1.0)
+    update = LoraFactors(A, normal(width, rank), 1.0)
     case = Case(blocks, scales, update, inputs(rows), inputs(FRESH_ROWS))
     return case, float(case.delta.norm() / unpack(blocks, scales).norm())
 
@@ -158,7 +158,7 @@ def draw(table: dict[str, dict[str, float]], file: Path) -> None:
     from matplotlib.figure import Figure
 
     style = {"svg.hashsalt": "gptoss-ft", "font.size": 9, "legend.frameon": False}
-    with whole_file(file) as temporary, matplotlib.rc_context(style):
+    with atomic_file(file) as temporary, matplotlib.rc_context(style):
         figure = Figure(figsize=(5.6, 3.6), layout="constrained")
         axes = figure.subplots()
         for method, row in table.items():
@@ -181,7 +181,7 @@ def main() -> None:
     case, size = build(**settings)
     table: dict[str, dict[str, float]] = {method: {} for method in METHODS}
     for epsilon in EPSILONS:
-        update = Factors(case.update.A, case.update.B, float(epsilon) / size)
+        update = LoraFactors(case.update.A, case.update.B, float(epsilon) / size)
         sized = Case(case.blocks, case.scales, update, case.fit, case.fresh)
         for method, store in METHODS.items():
             table[method][epsilon] = round(rho(sized, store(sized)), 4)

@@ -160,7 +160,7 @@ def render(
 
 
 def _rendered(row: ParsedRow, renderer: Renderer) -> list[Row]:
-    """The training rows of one example."""
+    """Renders the training rows of one example."""
     from gptoss_ft.harmony.messages import Document, Feedback, HarmonyText, Preference
 
     example = row.example
@@ -289,7 +289,7 @@ def generate(
 
 
 def _folder(model: WeightedGptOss | AdaptedModel) -> Path:
-    """The checkpoint folder that a model was loaded from."""
+    """Returns the checkpoint folder that a model was loaded from."""
     return Path(str(model.config.name_or_path))
 
 

@@ -1,4 +1,4 @@
-"""Errors that a user can mend.
+"""Errors that a user can fix.
 
 Every expected failure is a `GptOssFtError` made of one or more `Problem`s. The command line prints
 them without a traceback and exits with 2; anything else that escapes is a bug and keeps its

@@ -19,7 +19,7 @@ _CODE = (".py", ".c")
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; renames it to `path` when the block succeeds.
 
     The bytes are flushed to the disk before the rename. If the block raises, nothing stays behind.
@@ -35,7 +35,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """Yields a temporary folder beside `path`; renames it to `path` when the block succeeds.
 
     `path` must not exist or be an empty folder. If the block raises, nothing stays behind.
@@ -94,7 +94,7 @@ def _fsync(path: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented UTF-8 JSON with a final newline, atomically."""
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text(
             json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )

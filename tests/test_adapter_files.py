@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from stock import ATTENTION, EXPERTS, load_stock, write_stock_adapter
 
 from gptoss_ft.adapters.check import check_adapter
-from gptoss_ft.adapters.files import Adapter, LoraFactors, open_adapter
+from gptoss_ft.adapters.files import Adapter, LoraHeaders, open_adapter
 from gptoss_ft.checkpoint.digests import fingerprint
 from gptoss_ft.checkpoint.headers import Checkpoint, open_checkpoint
 from gptoss_ft.errors import AdapterError
@@ -87,7 +87,7 @@ def _misfit(folder: Path, checkpoint: Checkpoint) -> str:
     return str(caught.value)
 
 
-def _delta(update: LoraFactors) -> torch.Tensor:
+def _delta(update: LoraHeaders) -> torch.Tensor:
     """The dense update in the orientation of stock transformers, whose experts are transposed."""
     A, B = update.read()
     delta = update.scaling * (B @ A)

@@ -21,7 +21,7 @@ from gguf import GGUFReader
 from gguf_files import rendered_chats, write_model
 from stock import write_stock_adapter
 
-from gptoss_ft.files import whole_folder
+from gptoss_ft.files import atomic_folder
 from gptoss_ft.harmony.vocabulary import packaged_vocabulary
 from gptoss_ft.merge.options import MergeOptions
 from gptoss_ft.merge.plan import plan_merge
@@ -41,7 +41,7 @@ LEFT_OUT = {"general.name", "general.size_label", "GGUF.kv_count"}
 def converter() -> Path:
     """The folder of the converter, downloaded if need be."""
     if not CACHE.is_dir():
-        with whole_folder(CACHE) as folder:
+        with atomic_folder(CACHE) as folder:
             _download(folder)
     return CACHE
 

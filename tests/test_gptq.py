@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from gptoss_ft.adapters.combine import Factors
+from gptoss_ft.adapters.combine import LoraFactors
 from gptoss_ft.merge.calibrate import round_expert
 from gptoss_ft.mxfp4 import gptq as gptq_module
 from gptoss_ft.mxfp4.codec import floor_scales, pack, unpack
@@ -119,7 +119,7 @@ def test_calibrated_expert_keeps_more_than_nearest() -> None:
     delta = scaling * (B @ A)
     bias = torch.linspace(-1, 1, OUT)
     fresh = _inputs(400, seed=5)
-    found = round_expert((_inputs(600), fresh), *matrix, Factors(A, B, scaling), bias)
+    found = round_expert((_inputs(600), fresh), *matrix, LoraFactors(A, B, scaling), bias)
     effect = (fresh @ delta.T).square().sum()
     assert found.effect == pytest.approx(float(effect), rel=1e-4)
 
@@ -137,7 +137,7 @@ def test_calibrated_expert_keeps_more_than_nearest() -> None:
 
 
 def test_held_out_rows_do_not_steer_the_rounding() -> None:
-    matrix, update = _matrix(), Factors(*_update(0.02))
+    matrix, update = _matrix(), LoraFactors(*_update(0.02))
     fit, bias = _inputs(300), torch.zeros(OUT)
     one = round_expert((fit, _inputs(40, seed=5)), *matrix, update, bias)
     other = round_expert((fit, _inputs(40, seed=6)), *matrix, update, bias)
@@ -147,7 +147,7 @@ def test_held_out_rows_do_not_steer_the_rounding() -> None:
 
 
 def test_expert_that_no_row_reaches_is_rounded_to_nearest() -> None:
-    matrix, update = _matrix(), Factors(*_update(0.3))
+    matrix, update = _matrix(), LoraFactors(*_update(0.3))
     none = torch.empty(0, WIDTH)
     found = round_expert((none, none), *matrix, update, torch.zeros(OUT))
     expected = nearest(*matrix, update.A, update.B, update.scaling)

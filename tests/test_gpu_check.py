@@ -17,7 +17,7 @@ from gptoss_ft import cli
 from gptoss_ft.context import Context, Outcome
 from gptoss_ft.errors import ConfigError
 from gptoss_ft.gpu_check import command as gpu_check
-from gptoss_ft.gpu_check.command import Row, attention, expert_block, run, unpacking
+from gptoss_ft.gpu_check.command import Check, attention, expert_block, run, unpacking
 from gptoss_ft.gpu_check.options import GpuCheckOptions
 from gptoss_ft.model import load
 from gptoss_ft.model.attention import cpu as attention_cpu
@@ -65,7 +65,7 @@ def test_all_checks_pass_on_the_cpu(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_all_checks_pass_on_the_simulated_gpu(simulated: pytest.MonkeyPatch) -> None:
     """The tolerances of bfloat16 hold for bfloat16, and with room: half of each is enough."""
-    rows: list[Row] = list(gpu_check._rows(GPU, 0))
+    rows: list[Check] = list(gpu_check._rows(GPU, 0))
     assert [row.name for row in rows if not row.passes] == []
     for row in rows:
         assert not row.allowed or row.found <= row.allowed / 2, row
@@ -87,7 +87,7 @@ def test_other_devices_are_refused(device: str) -> None:
         run(GpuCheckOptions(device), Context())
 
 
-def _passes(rows: Iterator[Row]) -> list[bool]:
+def _passes(rows: Iterator[Check]) -> list[bool]:
     return [row.passes for row in rows]
 
 
@@ -142,13 +142,15 @@ def test_documents_that_see_each_other_are_seen(simulated: pytest.MonkeyPatch) -
 
 
 def test_what_is_not_a_number_never_passes() -> None:
-    assert not Row("x", math.nan, 1.0).passes and not Row("x", math.nan).passes
-    assert Row("x", 1.0, 1.0).passes and not Row("x", 1.1, 1.0).passes and Row("x", 9.0).passes
-    assert str(Row("x", 1.1, 1.0)).endswith("NO")
+    assert not Check("x", math.nan, 1.0).passes and not Check("x", math.nan).passes
+    assert (
+        Check("x", 1.0, 1.0).passes and not Check("x", 1.1, 1.0).passes and Check("x", 9.0).passes
+    )
+    assert str(Check("x", 1.1, 1.0)).endswith("NO")
 
 
 def test_a_failed_check_is_named_and_exits_with_1(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [Row("good", 0.0, 1.0), Row("bad", 2.0, 1.0), Row("worse", math.nan)]
+    rows = [Check("good", 0.0, 1.0), Check("bad", 2.0, 1.0), Check("worse", math.nan)]
     monkeypatch.setattr(gpu_check, "_rows", lambda device, seed: iter(rows))
     lines: list[str] = []
     assert run(GpuCheckOptions("cpu"), Context(say=lines.append)) == Outcome(1)

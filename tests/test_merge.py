@@ -29,7 +29,7 @@ from stock import (
     write_stock_adapter,
 )
 
-from gptoss_ft.adapters.combine import Factors
+from gptoss_ft.adapters.combine import LoraFactors
 from gptoss_ft.merge import values
 from gptoss_ft.merge.planned import MergeAction
 from gptoss_ft.merge.values import add_low_rank
@@ -212,7 +212,7 @@ def test_large_tensors_in_parts(
 def test_zero_update_keeps_the_base_bits() -> None:
     base = torch.tensor([[-0.0, 0.0, 1.5, -2.0]])
     A, B = torch.tensor([[1.0, -1.0, 0.0, 0.5]]), torch.tensor([[0.0]])
-    kept = add_low_rank(base, Factors(A, B, -1.0))
+    kept = add_low_rank(base, LoraFactors(A, B, -1.0))
     assert torch.equal(kept.view(torch.int32), base.view(torch.int32))
-    added = add_low_rank(base, Factors(A, torch.tensor([[2.0]]), 0.5))
+    added = add_low_rank(base, LoraFactors(A, torch.tensor([[2.0]]), 0.5))
     assert torch.equal(added, torch.tensor([[1.0, -1.0, 1.5, -1.5]]))

@@ -12,7 +12,7 @@ from gptoss_ft.adapters.files import (
     ADAPTER_WEIGHTS,
     TRAINED_TENSORS,
     Adapter,
-    LoraFactors,
+    LoraHeaders,
     base_names,
     is_expert_stem,
     read_tensor,
@@ -82,7 +82,7 @@ def _differing(trained_on: Mapping[str, str], found: Mapping[str, str]) -> str:
     return f"; differing tensors ({len(names)}): {shown}" + (", …" if len(names) > NAMED else "")
 
 
-def _misfits(update: LoraFactors, checkpoint: Checkpoint) -> Iterator[Problem]:
+def _misfits(update: LoraHeaders, checkpoint: Checkpoint) -> Iterator[Problem]:
     shape = _matrix_shape(update.stem, checkpoint)
     if shape is None:
         yield Problem(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from gptoss_ft.adapters.files import Adapter, LoraFactors, read_tensor
+from gptoss_ft.adapters.files import Adapter, LoraHeaders, read_tensor
 from gptoss_ft.checkpoint.headers import TensorInfo
 
 
@@ -29,7 +29,7 @@ class Changes:
         trained: fully trained tensors by base name.
     """
 
-    updates: dict[str, tuple[LoraFactors, ...]] = field(repr=False)
+    updates: dict[str, tuple[LoraHeaders, ...]] = field(repr=False)
     trained: dict[str, tuple[TrainedValue, ...]] = field(repr=False)
 
     @property
@@ -50,7 +50,7 @@ class Changes:
 
 
 @dataclass(frozen=True)
-class Factors:
+class LoraFactors:
     """One low-rank update in float32, ready to be added.
 
     Attributes:
@@ -63,13 +63,13 @@ class Factors:
     B: torch.Tensor
     scaling: float
 
-    def expert(self, index: int) -> Factors:
+    def expert(self, index: int) -> LoraFactors:
         """Returns the update of one expert."""
-        return Factors(self.A[index], self.B[index], self.scaling)
+        return LoraFactors(self.A[index], self.B[index], self.scaling)
 
-    def rows(self, start: int, stop: int) -> Factors:
+    def rows(self, start: int, stop: int) -> LoraFactors:
         """Returns the update of some rows of a plain matrix."""
-        return Factors(self.A, self.B[start:stop], self.scaling)
+        return LoraFactors(self.A, self.B[start:stop], self.scaling)
 
     def square(self) -> float:
         """Computes `|scaling * B @ A|^2` in float64 from the two small Gram matrices."""
@@ -79,7 +79,7 @@ class Factors:
 
 def combine(adapters: Iterable[tuple[Adapter, float]]) -> Changes:
     """Combines weighted adapters into the changes that they make together to their common base."""
-    updates: dict[str, list[LoraFactors]] = defaultdict(list)
+    updates: dict[str, list[LoraHeaders]] = defaultdict(list)
     trained: dict[str, list[TrainedValue]] = defaultdict(list)
     for adapter, weight in adapters:
         for stem, update in adapter.updates.items():
@@ -92,16 +92,16 @@ def combine(adapters: Iterable[tuple[Adapter, float]]) -> Changes:
     )
 
 
-def read_factors(updates: Sequence[LoraFactors]) -> Factors:
+def read_factors(updates: Sequence[LoraHeaders]) -> LoraFactors:
     """Reads the sum of updates of one matrix, or of one projection of all experts, as one update.
 
     Ranks add up: A stacks the parts, B their scaled counterparts. A single update stays as it is.
     """
     if len(updates) == 1:
-        return Factors(*updates[0].read(), updates[0].scaling)
+        return LoraFactors(*updates[0].read(), updates[0].scaling)
     parts = [update.read() for update in updates]
     B = [B * update.scaling for (_, B), update in zip(parts, updates, strict=True)]
-    return Factors(torch.cat([A for A, _ in parts], -2), torch.cat(B, -1), 1.0)
+    return LoraFactors(torch.cat([A for A, _ in parts], -2), torch.cat(B, -1), 1.0)
 
 
 def trained_value(base: torch.Tensor, values: Sequence[TrainedValue]) -> torch.Tensor:

@@ -59,7 +59,7 @@ _BASE_CHANGING_INITS = ("corda", "loftq", "lora_ga", "olora", "pissa")
 
 
 @dataclass(frozen=True)
-class LoraFactors:
+class LoraHeaders:
     """The low-rank update `W + scaling * B @ A` of one matrix, or of one projection of all experts.
 
     Attributes:
@@ -110,7 +110,7 @@ class Adapter:
     config: dict[str, Any] = field(repr=False)
     base_fingerprint: str | None
     kinds: tuple[str, ...]
-    updates: dict[str, LoraFactors] = field(repr=False)
+    updates: dict[str, LoraHeaders] = field(repr=False)
     trained: dict[str, TensorInfo] = field(repr=False)
     base_tensors: Mapping[str, str] = field(default_factory=dict, repr=False)
 
@@ -366,13 +366,13 @@ def _stem(module: str, target_parameters: list[str]) -> str | None:
     return None if stem.endswith("_bias") else stem
 
 
-def _update(stem: str, pair: dict[str, TensorInfo], config: dict[str, Any]) -> LoraFactors:
+def _update(stem: str, pair: dict[str, TensorInfo], config: dict[str, Any]) -> LoraHeaders:
     # PEFT matches patterns on a module's name, or on a parameter's where that is the target.
     name = f"{stem}.weight" if stem.endswith(".router") else stem
     rank = configured_rank(name, config)
     alpha = float(_by_pattern(config.get("alpha_pattern"), name, config["lora_alpha"]))
     scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    return LoraFactors(stem, pair["A"], pair["B"], rank, scaling)
+    return LoraHeaders(stem, pair["A"], pair["B"], rank, scaling)
 
 
 def configured_rank(name: str, config: dict[str, Any]) -> int:

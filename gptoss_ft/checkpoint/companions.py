@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from gptoss_ft.files import whole_file
+from gptoss_ft.files import atomic_file
 
 # Copied as they are. README.md is not: it describes the base.
 COMPANION_FILES = (
@@ -58,5 +58,5 @@ def companion_files(base: Path) -> list[Path]:
 def copy_companion_files(base: Path, out: Path) -> None:
     """Copies tokenizer, chat template, generation config and licence into the folder `out`."""
     for file in companion_files(base):
-        with whole_file(out / file.name) as temporary:
+        with atomic_file(out / file.name) as temporary:
             shutil.copyfile(file, temporary)

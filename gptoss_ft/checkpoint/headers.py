@@ -97,7 +97,7 @@ class Checkpoint:
         return self
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor, memory-mapped where safetensors allows it."""
+        """Reads one tensor, memory-mapped where safetensors allows it."""
         with safe_open(self.tensors[name].file, framework="pt") as file:
             return file.get_tensor(name)
 
@@ -135,7 +135,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def _damaged(file: Path) -> str:
-    """Which tensors a broken shard lost: those beyond its end, or all that the index puts there."""
+    """Names the tensors that a broken shard lost: those beyond its end, or all that the index puts
+    there.
+    """
     index = file.parent / INDEX_NAME
     names = []
     if index.is_file():
@@ -155,7 +157,8 @@ def _damaged(file: Path) -> str:
 
 
 def _raw_header(file: Path) -> tuple[dict[str, Any], int]:
-    """The JSON header of a safetensors file without `__metadata__`, and where the tensors begin.
+    """Reads the JSON header of a safetensors file without `__metadata__`, and the offset of its
+    tensors.
 
     Raises:
         ValueError: this is no such header.
@@ -170,7 +173,7 @@ def _raw_header(file: Path) -> tuple[dict[str, Any], int]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """config.json of a gpt-oss checkpoint.
+    """Reads config.json of a gpt-oss checkpoint.
 
     Raises:
         CheckpointError: when the folder or the file is missing, broken, or of another architecture.
@@ -237,7 +240,7 @@ def _shard_files(path: Path) -> list[Path]:
 
 
 def read_header(file: Path) -> list[TensorInfo]:
-    """Header of one safetensors file, in the order of the offsets.
+    """Reads the header of one safetensors file, in the order of the offsets.
 
     Raises:
         ValueError, SafetensorError: when the file is shorter than its header says.

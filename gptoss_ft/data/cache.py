@@ -25,7 +25,7 @@ from gptoss_ft.data.read import RowChunk, read_source, source_files
 from gptoss_ft.data.rows import CONVERSATIONS, RowChunkResult, RowKind, render_chunk
 from gptoss_ft.data.summary import Counts
 from gptoss_ft.errors import DataError, Problem
-from gptoss_ft.files import code_digest, sha256_file, whole_folder
+from gptoss_ft.files import atomic_folder, code_digest, sha256_file
 from gptoss_ft.harmony.options import RenderOptions
 from gptoss_ft.harmony.render import Renderer
 from gptoss_ft.harmony.vocabulary import Vocabulary, load_vocabulary, packaged_vocabulary
@@ -107,7 +107,7 @@ def _keep(folder: Path, results: Iterator[RowChunkResult], schema: pa.Schema, si
     """Writes the rows and their counts to `folder`, whole or not at all."""
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        with whole_folder(folder) as temporary:
+        with atomic_folder(folder) as temporary:
             examples, counts = _write(results, temporary / ROWS, schema, size)
             info = {"examples": examples, "counts": vars(counts)}
             (temporary / INFO).write_text(json.dumps(info), encoding="utf-8")

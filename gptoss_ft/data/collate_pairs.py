@@ -51,7 +51,7 @@ class Side:
 
     @classmethod
     def of(cls, rows: Sequence[Mapping[str, Any]], name: str, reference: str) -> Side:
-        """The columns `{name}_ids`, `{name}_weights`, `{name}_channels` and `reference`."""
+        """Takes the columns `{name}_ids`, `{name}_weights`, `{name}_channels` and `reference`."""
         ids, weights, channels = (
             [row[f"{name}_{part}"] for row in rows] for part in ("ids", "weights", "channels")
         )
@@ -75,7 +75,8 @@ class PairCollator:
     length_normalized: bool = False
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
-        """Rows as `data/pairs.py` writes them, or packed ones that hold several in `pairs`.
+        """Collates rows as `data/pairs.py` writes them, or packed ones that hold several in
+        `pairs`.
 
         Returns:
             what `collate` does; its completions are twice the pairs.
@@ -97,7 +98,7 @@ class RatedCollator:
     length_normalized: bool = False
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
-        """Rows as `data/pairs.py` writes them.
+        """Collates rows as `data/pairs.py` writes them.
 
         Returns:
             what `collate` does, and `label`, bool `[rows]`; where rows have mismatched completions,
@@ -169,7 +170,7 @@ def collate(
 def _row(
     prompts: Sequence[Tokens], sides: Sequence[Sequence[Tokens]], shared_prompt: bool
 ) -> tuple[Batch, list[torch.Tensor]]:
-    """The row, and of every completion, side by side, the places that predict its tokens."""
+    """Lays out the row and returns, for every completion, the positions that predict its tokens."""
     ids: list[int] = []
     positions: list[int] = []
     spans: list[DocumentSpan] = []
@@ -198,5 +199,5 @@ def _row(
 
 
 def _dense(values: Iterable[Sequence[float]], dtype: torch.dtype) -> torch.Tensor:
-    """`[completions, longest]`, 0 behind the ends."""
+    """Pads to `[completions, longest]` with 0 after the ends."""
     return pad_sequence([torch.tensor(x, dtype=dtype) for x in values], batch_first=True)

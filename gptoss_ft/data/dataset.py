@@ -19,7 +19,7 @@ from gptoss_ft.data.read import read_source
 from gptoss_ft.data.rows import CONVERSATIONS, RowKind, parse_chunk
 from gptoss_ft.data.summary import Counts, DataSummary, summarise
 from gptoss_ft.errors import ConfigError, DataError, GptOssFtError, Problem
-from gptoss_ft.files import whole_file
+from gptoss_ft.files import atomic_file
 from gptoss_ft.harmony.vocabulary import Vocabulary
 
 ROW_COLUMNS = ["input_ids", "labels", "loss_weights", "length"]
@@ -208,7 +208,7 @@ def _dataset(
     if not packed.exists():
         bins = best_fit(column(rows, "length")[indices], options.max_length, options.seed)
         packed.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(packed) as temporary:
+        with atomic_file(packed) as temporary:
             pack_rows(rows.data.table, Bins(indices[bins.rows], bins.offsets), temporary)
     return datasets.Dataset.from_file(str(packed))
 

@@ -27,7 +27,7 @@ from gptoss_ft.data.pair_summary import PairSummary, summarise_pairs
 from gptoss_ft.data.pairs import PAIR_SCHEMA, PAIRS, RATED_SCHEMA, RATINGS, SAME, list_array
 from gptoss_ft.data.summary import Counts
 from gptoss_ft.errors import DataError, Problem
-from gptoss_ft.files import whole_file
+from gptoss_ft.files import atomic_file
 from gptoss_ft.harmony.vocabulary import Vocabulary
 
 OPPOSED = "ties: another row prefers the other completion"
@@ -260,7 +260,7 @@ def write_rows(
     """
     lists, numbers = _columns(data, selection, reference)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(file) as temporary, pa.OSFile(str(temporary), "wb") as sink:
+    with atomic_file(file) as temporary, pa.OSFile(str(temporary), "wb") as sink:
         writer: pa.RecordBatchStreamWriter | None = None
         for positions, offsets in _parts(data, selection):
             batch = _batch(lists, numbers, positions)

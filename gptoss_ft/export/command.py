@@ -13,7 +13,7 @@ from gptoss_ft.context import Context, Outcome
 from gptoss_ft.errors import ExportError, Problem
 from gptoss_ft.export.options import ExportOptions
 from gptoss_ft.export.source import Source, open_source
-from gptoss_ft.files import whole_file, whole_folder
+from gptoss_ft.files import atomic_file, atomic_folder
 
 SERVE_NAME = "serve.md"
 
@@ -176,14 +176,14 @@ def _write(plan: ExportPlan, progress: tqdm) -> Path:
     options, source = plan.options, plan.source
     text = plan.target.serve(source, options)
     if not options.is_file:
-        with whole_folder(options.place) as folder:
+        with atomic_folder(options.place) as folder:
             plan.target.write(source, options, folder, progress)
             (folder / SERVE_NAME).write_text(text, encoding="utf-8")
         return options.place / SERVE_NAME
     options.place.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(options.place) as file:
+    with atomic_file(options.place) as file:
         plan.target.write(source, options, file, progress)
-    with whole_file(options.serve_file) as file:
+    with atomic_file(options.serve_file) as file:
         file.write_text(text, encoding="utf-8")
     return options.serve_file
 

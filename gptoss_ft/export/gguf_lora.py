@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm import tqdm
 
-from gptoss_ft.adapters.files import Adapter, LoraFactors
+from gptoss_ft.adapters.files import Adapter, LoraHeaders
 from gptoss_ft.errors import Problem
 from gptoss_ft.export.gguf import EXPERTS, LAYER, OUTSIDE
 from gptoss_ft.export.gguf_file import GgufTensor, data_bytes, package_problems, write_gguf
@@ -119,7 +119,7 @@ def common_alpha(adapter: Adapter) -> float:
     return alphas.most_common(1)[0][0] if alphas else 1.0
 
 
-def _alpha(update: LoraFactors) -> float:
+def _alpha(update: LoraHeaders) -> float:
     """Returns alpha as llama.cpp uses it, which divides by the rank."""
     return update.scaling * update.rank
 
@@ -149,7 +149,7 @@ def _names(source: Source) -> dict[str, list[tuple[str, slice]]]:
 
 
 def _pair(
-    update: LoraFactors, name: str, rows: slice, type: str, factor: float
+    update: LoraHeaders, name: str, rows: slice, type: str, factor: float
 ) -> Iterator[GgufTensor]:
     (joined, width), out = update.A.shape, update.B.shape[0]
     experts = (joined // update.rank,) if update.is_experts else ()

@@ -21,7 +21,7 @@ from gptoss_ft.adapters.files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     Adapter,
-    LoraFactors,
+    LoraHeaders,
     configured_rank,
     read_tensor,
 )
@@ -52,7 +52,7 @@ class Factor:
     name: str
     shape: tuple[int, ...]
     which: str
-    update: LoraFactors | None
+    update: LoraHeaders | None
     dtype: str = "F32"
 
     @property
@@ -161,7 +161,7 @@ def plan_factors(adapter: Adapter, model: dict[str, Any]) -> Iterator[Factor]:
 
 
 def _pair(
-    module: str, update: LoraFactors | None, shapes: tuple[tuple[int, ...], tuple[int, ...]]
+    module: str, update: LoraHeaders | None, shapes: tuple[tuple[int, ...], tuple[int, ...]]
 ) -> Iterator[Factor]:
     for which, shape in zip("AB", shapes, strict=True):
         yield Factor(f"{module}.lora_{which}.weight", shape, which, update)

@@ -19,7 +19,7 @@ from gptoss_ft.context import Context, Outcome, Say
 from gptoss_ft.data.options import SourceOptions
 from gptoss_ft.data.rows import read_examples
 from gptoss_ft.errors import ConfigError, DataError, Problem, gather
-from gptoss_ft.files import whole_file
+from gptoss_ft.files import atomic_file
 from gptoss_ft.generate.options import GenerateOptions
 from gptoss_ft.harmony.messages import Conversation, Message, Preference
 from gptoss_ft.harmony.parse import ParsedMessage, parse_completion
@@ -73,7 +73,7 @@ class Answer:
 
 
 def run(options: GenerateOptions, context: Context) -> Outcome:
-    """Answers; exit code 1 when `min_exact` or `max_exact` is not met.
+    """Answers the questions; exit code 1 when `min_exact` or `max_exact` is not met.
 
     Raises:
         GptOssFtError: settings, model, adapter or file that cannot be used.
@@ -191,7 +191,7 @@ def _shown(answer: Answer) -> str:
 
 def _write_answers(path: Path, answers: Sequence[Answer]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
         for answer in answers:
             row = {
                 "where": answer.question.where,

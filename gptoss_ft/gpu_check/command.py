@@ -55,7 +55,7 @@ MIB = 2**20
 
 
 @dataclass(frozen=True)
-class Row:
+class Check:
     """One line of the table.
 
     Attributes:
@@ -123,7 +123,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _rows(device: torch.device, seed: int) -> Iterator[Row]:
+def _rows(device: torch.device, seed: int) -> Iterator[Check]:
     yield from unpacking(device, seed)
     for backend in _backends(device):
         yield from expert_block(device, backend, seed)
@@ -144,23 +144,23 @@ def _backends(device: torch.device) -> list[type[ExpertBackend]]:
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Norm of the difference over that of `expected`, on the CPU in float32."""
+    """Computes the norm of the difference over that of `expected`, on the CPU in float32."""
     found, expected = found.detach().float().cpu(), expected.detach().float().cpu()
     return float((found - expected).norm() / expected.norm().clamp(min=1e-30))
 
 
-def unpacking(device: torch.device, seed: int) -> Iterator[Row]:
-    """Every byte under every scale, bit for bit."""
+def unpacking(device: torch.device, seed: int) -> Iterator[Check]:
+    """Compares every byte under every scale, bit for bit."""
     del seed  # nothing is random
     blocks = torch.arange(256, dtype=torch.uint8).view(1, 16, 16).expand(255, 16, 16).contiguous()
     scales = torch.arange(255, dtype=torch.uint8)[:, None].expand(255, 16).contiguous()
     dtype = compute_dtype(device)
     found = unpack(blocks.to(device), scales.to(device), dtype).cpu()
     different = found.view(torch.uint8) != unpack(blocks, scales, dtype).view(torch.uint8)
-    yield Row("unpacking: bytes that differ", float(different.sum()), 0.0)
+    yield Check("unpacking: bytes that differ", float(different.sum()), 0.0)
 
 
-def expert_block(device: torch.device, backend: type[ExpertBackend], seed: int) -> Iterator[Row]:
+def expert_block(device: torch.device, backend: type[ExpertBackend], seed: int) -> Iterator[Check]:
     """Compares output and gradients of one expert block with low-rank updates."""
     config = GptOssConfig(
         hidden_size=256, intermediate_size=256, num_local_experts=8, num_experts_per_tok=4
@@ -192,12 +192,12 @@ def expert_block(device: torch.device, backend: type[ExpertBackend], seed: int) 
     pairs = zip(results(device, backend), results(_CPU, TiledBackend), strict=True)
     errors = [relative_error(found, expected) for found, expected in pairs]
     allowed = ONE_OPERATION[compute_dtype(device)]
-    yield Row(f"experts, {backend.__name__}: output", errors[0], allowed)
-    yield Row(f"experts, {backend.__name__}: worst gradient", max(errors[1:]), allowed)
+    yield Check(f"experts, {backend.__name__}: output", errors[0], allowed)
+    yield Check(f"experts, {backend.__name__}: worst gradient", max(errors[1:]), allowed)
 
 
-def attention(device: torch.device, window: int | None, seed: int) -> Iterator[Row]:
-    """Attention with sinks over documents and padding: output, gradients, and no leak.
+def attention(device: torch.device, window: int | None, seed: int) -> Iterator[Check]:
+    """Compares attention with sinks over documents and padding: output, gradients, and no leak.
 
     The second document begins with a prompt that the third one goes on from.
     """
@@ -223,15 +223,15 @@ def attention(device: torch.device, window: int | None, seed: int) -> Iterator[R
     pairs = zip(ours, results(_CPU, rounded), strict=True)
     errors = [relative_error(found, expected) for found, expected in pairs]
     name = f"attention, {'full' if window is None else f'window {window}'}"
-    yield Row(f"{name}: output", errors[0], ONE_OPERATION[dtype])
-    yield Row(f"{name}: worst gradient", max(errors[1:]), ONE_OPERATION[dtype])
+    yield Check(f"{name}: output", errors[0], ONE_OPERATION[dtype])
+    yield Check(f"{name}: worst gradient", max(errors[1:]), ONE_OPERATION[dtype])
     neighbour = [torch.cat([-x[:, :, :150], x[:, :, 150:]], 2) for x in rounded[:3]]
     moved = results(device, [*neighbour, rounded[3]])[0]
     leak = float((moved - ours[0])[:, :, 150:].abs().max())
-    yield Row(f"{name}: what a neighbour changes", leak, 0.0)
+    yield Check(f"{name}: what a neighbour changes", leak, 0.0)
 
 
-def whole_model(checkpoint: Checkpoint, device: torch.device, seed: int) -> Iterator[Row]:
+def whole_model(checkpoint: Checkpoint, device: torch.device, seed: int) -> Iterator[Check]:
     """Logits, loss, gradients, one optimizer step and memory of the tiny model with an adapter."""
     reference, model = _adapted(checkpoint, _CPU, seed), _adapted(checkpoint, device, seed)
     allowed = WHOLE_MODEL[compute_dtype(device)]
@@ -241,31 +241,31 @@ def whole_model(checkpoint: Checkpoint, device: torch.device, seed: int) -> Iter
         for name, value in batch.items()
     }
     error = relative_error(_logits(model, on_device), _logits(reference, batch))
-    yield Row("logits", error, allowed)
+    yield Check("logits", error, allowed)
 
     _reset_peak(device)
     output, expected = _step(model, on_device), _step(reference, batch)
     allowed_loss = MEAN_LOSS[compute_dtype(device)]
-    yield Row("loss", relative_error(output["before"], expected["before"]), allowed_loss)
+    yield Check("loss", relative_error(output["before"], expected["before"]), allowed_loss)
     for part in ("attention", "experts", "full tensors"):
         error = relative_error(output[part], expected[part])
-        yield Row(f"gradient of {part}", error, allowed)
+        yield Check(f"gradient of {part}", error, allowed)
     error = relative_error(output["after"], expected["after"])
-    yield Row("loss after a step of AdamW", error, allowed_loss)
+    yield Check("loss after a step of AdamW", error, allowed_loss)
     fall = float(output["after"].cpu() - output["before"].cpu())
-    yield Row("what the step adds to the loss", fall, 0.0)
+    yield Check("what the step adds to the loss", fall, 0.0)
     if device.type == "cuda":
         layers = int(model.config.num_hidden_layers)
         # A layer's routing, and the batch's scored positions.
-        yield Row("waits for the GPU in a step", float(_waits(model, on_device)), layers + 3.0)
-    yield Row("peak memory of the step, MiB", _peak(device) / MIB)
+        yield Check("waits for the GPU in a step", float(_waits(model, on_device)), layers + 3.0)
+    yield Check("peak memory of the step, MiB", _peak(device) / MIB)
 
 
 _CPU = torch.device("cpu")
 
 
 def _adapted(checkpoint: Checkpoint, device: torch.device, seed: int) -> AdaptedModel:
-    """The tiny model with the same random adapter of every kind on any device."""
+    """Loads the tiny model with the same random adapter of every kind on any device."""
     options = AdapterOptions(["attention", "experts", "lossless"], r=8)
     model = add_adapter(load_model(checkpoint, device), options, AdapterInfo((), "", ""))
     generator = torch.Generator().manual_seed(seed)
@@ -340,7 +340,7 @@ def _reset_peak(device: torch.device) -> None:
 
 
 def _peak(device: torch.device) -> float:
-    """Bytes at the peak on a GPU; of the whole process now on a CPU."""
+    """Measures bytes: the peak of a GPU, or what the whole process holds now on a CPU."""
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
     return float(psutil.Process().memory_info().rss)

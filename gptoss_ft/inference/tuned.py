@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from gptoss_ft.adapters.combine import Changes, Factors, read_factors, trained_value
+from gptoss_ft.adapters.combine import Changes, LoraFactors, read_factors, trained_value
 from gptoss_ft.checkpoint.headers import Checkpoint
 from gptoss_ft.model.causal_lm import WeightedGptOss
 from gptoss_ft.model.experts.low_rank import LowRankUpdate, low_rank_update
@@ -23,13 +23,13 @@ _UPDATES = {"gate_up_proj": "gate_up_updates", "down_proj": "down_updates"}
 class UpdatedLinear(nn.Module):
     """A linear layer plus `scaling * B @ A`."""
 
-    def __init__(self, base: nn.Module, factors: Factors) -> None:
+    def __init__(self, base: nn.Module, factors: LoraFactors) -> None:
         super().__init__()
         self.base = base
         self.factors = factors
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[..., in] -> [..., out]`."""
+        """Maps `[..., in] -> [..., out]`."""
         low = x @ self.factors.A.T
         return self.base(x) + (low @ self.factors.B.T).mul_(self.factors.scaling)
 
@@ -43,12 +43,12 @@ class UpdatedExperts(nn.Module):
         self.updates = updates
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """As `PackedExperts.forward`."""
+        """Computes what `PackedExperts.forward` does, updates included."""
         return self.base(*inputs, **self.updates)
 
 
 def tuned_model(checkpoint: Checkpoint, changes: Changes) -> WeightedGptOss:
-    """The base with `changes`, on the CPU, its files memory-mapped.
+    """Loads the base with `changes` on the CPU, its files memory-mapped.
 
     Args:
         checkpoint: the base; packed where `changes` update experts.

@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from gptoss_ft.adapters.combine import Changes, Factors, read_factors, trained_value
+from gptoss_ft.adapters.combine import Changes, LoraFactors, read_factors, trained_value
 from gptoss_ft.checkpoint.headers import Checkpoint
 from gptoss_ft.errors import MergeError, Problem
-from gptoss_ft.files import whole_file, write_json
+from gptoss_ft.files import atomic_file, write_json
 from gptoss_ft.inference.hidden_states import Pack, hidden_states, packs
 from gptoss_ft.inference.token_rows import TokenRow, read_rows
 from gptoss_ft.inference.tuned import tuned_model
@@ -60,7 +60,7 @@ class _Projection:
     """Bias in force, and low-rank update, of one projection of all experts of a layer."""
 
     bias: torch.Tensor
-    update: Factors | None
+    update: LoraFactors | None
 
 
 class Calibration:
@@ -76,7 +76,12 @@ class Calibration:
         self._projections: dict[str, _Projection] = {}
 
     def round(
-        self, stem: str, expert: int, blocks: torch.Tensor, scales: torch.Tensor, update: Factors
+        self,
+        stem: str,
+        expert: int,
+        blocks: torch.Tensor,
+        scales: torch.Tensor,
+        update: LoraFactors,
     ) -> CalibratedExpert:
         """Rounds W + Δ of one expert on the scales of W; fastest layer by layer.
 
@@ -150,7 +155,7 @@ def round_expert(
     inputs: tuple[torch.Tensor, torch.Tensor],
     blocks: torch.Tensor,
     scales: torch.Tensor,
-    update: Factors,
+    update: LoraFactors,
     bias: torch.Tensor,
 ) -> CalibratedExpert:
     """Rounds by GPTQ on the kept scales, then corrects the bias so that the mean output is right.
@@ -253,7 +258,7 @@ def _collect(model: WeightedGptOss, rows: Sequence[TokenRow], folder: Path) -> N
         _collect_pack(model, pack, number, folder)
         numbers.append(pack.numbers)
     held_out = torch.cat(numbers) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
-    with whole_file(folder / "held_out.safetensors") as temporary:
+    with atomic_file(folder / "held_out.safetensors") as temporary:
         save_file({"held_out": held_out}, temporary)
     summary = _Summary(FORMAT, len(rows), len(held_out), int(held_out.sum()))
     write_json(folder / DONE, asdict(summary))
@@ -264,7 +269,7 @@ def _collect_pack(model: WeightedGptOss, pack: Pack, number: int, folder: Path) 
         def keep(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             hidden, indices = inputs[0].flatten(0, -2), inputs[1]
             tensors = {"inputs": hidden.to(torch.bfloat16), "indices": indices.to(torch.uint8)}
-            with whole_file(folder / f"layer-{layer:03d}-{number:03d}.safetensors") as temporary:
+            with atomic_file(folder / f"layer-{layer:03d}-{number:03d}.safetensors") as temporary:
                 save_file({name: t.contiguous() for name, t in tensors.items()}, temporary)
 
         return keep

@@ -8,7 +8,7 @@ from itertools import islice
 
 import torch
 
-from gptoss_ft.adapters.combine import Factors
+from gptoss_ft.adapters.combine import LoraFactors
 from gptoss_ft.merge.planned import MergeAction, MergePlan, PlannedTensor
 from gptoss_ft.merge.statistics import Tally
 from gptoss_ft.merge.values import CalibratedExpert, Rounder, Workbench, parts
@@ -49,7 +49,7 @@ def _sample_rounder(plan: MergePlan) -> Rounder:
             expert: int,
             blocks: torch.Tensor,
             scales: torch.Tensor,
-            update: Factors,
+            update: LoraFactors,
         ) -> CalibratedExpert:
             rows = torch.randn(count, scales.shape[1] * BLOCK_SIZE)
             held_out, bias = rows[: count // 8], torch.zeros(scales.shape[0])

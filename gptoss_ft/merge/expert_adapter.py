@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from gptoss_ft.adapters.combine import Changes
-from gptoss_ft.adapters.files import FORMAT, Adapter, LoraFactors, read_tensor
+from gptoss_ft.adapters.files import FORMAT, Adapter, LoraHeaders, read_tensor
 from gptoss_ft.adapters.layout import EXPERT_PARAMETERS, expert_A, expert_B, joined_A, joined_B
 from gptoss_ft.checkpoint.headers import TensorInfo
 
@@ -37,7 +37,7 @@ class PlannedFactor:
     factor: str
     dtype: str
     shape: tuple[int, ...]
-    parts: tuple[LoraFactors, ...]
+    parts: tuple[LoraHeaders, ...]
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def _targets(changes: Changes, layers: int) -> list[str]:
     return sorted(changes.expert_stems)
 
 
-def joined_factor(factor: str, parts: tuple[LoraFactors, ...]) -> torch.Tensor:
+def joined_factor(factor: str, parts: tuple[LoraHeaders, ...]) -> torch.Tensor:
     """Returns the values of a factor `A` or `B`: the source's own, or the joined parts in
     float32.
     """

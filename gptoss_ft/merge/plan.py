@@ -21,7 +21,7 @@ import torch
 import gptoss_ft
 from gptoss_ft.adapters.check import check_adapter
 from gptoss_ft.adapters.combine import Changes, TrainedValue, combine
-from gptoss_ft.adapters.files import Adapter, LoraFactors, base_names, open_adapter
+from gptoss_ft.adapters.files import Adapter, LoraHeaders, base_names, open_adapter
 from gptoss_ft.checkpoint.destination import free_bytes
 from gptoss_ft.checkpoint.digests import fingerprint
 from gptoss_ft.checkpoint.headers import DTYPES, Checkpoint, open_checkpoint
@@ -153,7 +153,7 @@ def _plan_tensors(
 def _action(
     name: str,
     options: MergeOptions,
-    updates: tuple[LoraFactors, ...],
+    updates: tuple[LoraHeaders, ...],
     trained: tuple[TrainedValue, ...],
 ) -> MergeAction:
     if name.endswith("_blocks"):

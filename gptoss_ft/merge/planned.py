@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Any
 
 from gptoss_ft.adapters.combine import Changes, TrainedValue
-from gptoss_ft.adapters.files import ADAPTER_WEIGHTS, Adapter, LoraFactors
+from gptoss_ft.adapters.files import ADAPTER_WEIGHTS, Adapter, LoraHeaders
 from gptoss_ft.checkpoint.headers import DTYPES, Checkpoint, TensorInfo
 from gptoss_ft.merge.expert_adapter import FOLDER, ExpertAdapter
 from gptoss_ft.merge.options import MergeOptions
@@ -55,7 +55,7 @@ class PlannedTensor:
     dtype: str
     shape: tuple[int, ...]
     base: tuple[TensorInfo, ...]
-    updates: tuple[LoraFactors, ...] = ()
+    updates: tuple[LoraHeaders, ...] = ()
     trained: tuple[TrainedValue, ...] = ()
     factor: str = ""
 
@@ -134,7 +134,7 @@ class MergePlan:
         return sum(shard.nbytes for shard in self.files)
 
     def totals(self) -> dict[str, dict[str, int]]:
-        """`{action: {"tensors": count, "bytes": bytes}}` for the actions that occur."""
+        """Counts `{action: {"tensors": count, "bytes": bytes}}` for the actions that occur."""
         totals: dict[str, dict[str, int]] = {}
         for action in MergeAction:
             sizes = [tensor.nbytes for tensor in self.tensors if tensor.action is action]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_ft.errors import Problem
-from gptoss_ft.files import whole_file, write_json
+from gptoss_ft.files import atomic_file, write_json
 from gptoss_ft.merge.planned import MergeAction, MergePlan
 from gptoss_ft.merge.statistics import TensorStatistics
 
@@ -99,7 +99,7 @@ def write_report(folder: Path, plan: MergePlan, statistics: dict[str, TensorStat
     """Writes the report as JSON, and as a table of all changed tensors."""
     write_json(folder / REPORT_NAME, report_value(plan, statistics))
     lines = [*_sources(plan), "", *_actions(plan), "", *statistics_lines(statistics)]
-    with whole_file(folder / TABLE_NAME) as temporary:
+    with atomic_file(folder / TABLE_NAME) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

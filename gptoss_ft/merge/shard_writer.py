@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from gptoss_ft.checkpoint.shards import safetensors_header, write_all
-from gptoss_ft.files import whole_file
+from gptoss_ft.files import atomic_file
 from gptoss_ft.merge.journal import FinishedShard
 from gptoss_ft.merge.planned import PlannedShard
 from gptoss_ft.merge.statistics import Tally
@@ -20,7 +20,7 @@ def write_shard(path: Path, shard: PlannedShard, bench: Workbench, progress: tqd
     """Writes a file; it is under its name when it is whole and on the disk."""
     digest = hashlib.sha256()
     statistics = {}
-    with whole_file(path) as temporary, temporary.open("wb", buffering=0) as stream:
+    with atomic_file(path) as temporary, temporary.open("wb", buffering=0) as stream:
         header = safetensors_header(shard.tensors)
         write_all(stream, memoryview(header))
         digest.update(header)

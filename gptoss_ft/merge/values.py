@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from gptoss_ft.adapters.combine import Factors, read_factors, trained_value
+from gptoss_ft.adapters.combine import LoraFactors, read_factors, trained_value
 from gptoss_ft.adapters.files import is_expert_stem
 from gptoss_ft.checkpoint.slices import experts, row_parts
 from gptoss_ft.merge.expert_adapter import joined_factor
@@ -48,7 +48,12 @@ class Rounder(Protocol):
     """Rounds one expert against calibration rows, as `calibrate.Calibration` does."""
 
     def round(
-        self, stem: str, expert: int, blocks: torch.Tensor, scales: torch.Tensor, update: Factors
+        self,
+        stem: str,
+        expert: int,
+        blocks: torch.Tensor,
+        scales: torch.Tensor,
+        update: LoraFactors,
     ) -> CalibratedExpert: ...
 
 
@@ -100,7 +105,7 @@ def _added_rows(tensor: PlannedTensor, bench: Workbench, tally: Tally) -> Iterat
     if is_expert_stem(tensor.name):
         for index, (dense,) in enumerate(experts(tensor.base)):
             update = factors.expert(index)
-            flipped = Factors(update.B.mT, update.A.mT, update.scaling)
+            flipped = LoraFactors(update.B.mT, update.A.mT, update.scaling)
             yield _added(dense, flipped, bench, tally)
         return
     start = 0
@@ -110,7 +115,7 @@ def _added_rows(tensor: PlannedTensor, bench: Workbench, tally: Tally) -> Iterat
         start = stop
 
 
-def _added(base: torch.Tensor, update: Factors, bench: Workbench, tally: Tally) -> torch.Tensor:
+def _added(base: torch.Tensor, update: LoraFactors, bench: Workbench, tally: Tally) -> torch.Tensor:
     """Computes `base + scaling * B @ A` in bfloat16."""
     values = base.float()
     exact = add_low_rank(values, update)
@@ -120,7 +125,7 @@ def _added(base: torch.Tensor, update: Factors, bench: Workbench, tally: Tally) 
     return merged
 
 
-def add_low_rank(base: torch.Tensor, update: Factors) -> torch.Tensor:
+def add_low_rank(base: torch.Tensor, update: LoraFactors) -> torch.Tensor:
     """Computes `base + scaling * B @ A` in float32; a zero that stays zero keeps its sign.
 
     Args:

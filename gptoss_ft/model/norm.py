@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRMSNorm
 
 
-class _FrozenNorm(torch.autograd.Function):
+class _FrozenNormFunction(torch.autograd.Function):
     """`weight * x / sqrt(mean(x ** 2) + eps)`, `[..., hidden]`, the weight `[hidden]`."""
 
     @staticmethod
@@ -43,4 +43,4 @@ class FrozenNorm(GptOssRMSNorm):
         """
         if self.weight.requires_grad:
             return super().forward(hidden_states)
-        return _FrozenNorm.apply(hidden_states, self.weight, self.variance_epsilon)
+        return _FrozenNormFunction.apply(hidden_states, self.weight, self.variance_epsilon)

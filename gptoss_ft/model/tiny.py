@@ -24,7 +24,7 @@ from gptoss_ft.checkpoint.headers import (
 )
 from gptoss_ft.context import Context, Outcome
 from gptoss_ft.errors import ConfigError, Problem
-from gptoss_ft.files import is_empty, whole_folder, write_json
+from gptoss_ft.files import atomic_folder, is_empty, write_json
 from gptoss_ft.harmony.vocabulary import write_tokenizer_files
 from gptoss_ft.model.tiny_options import TinyCommand, TinyOptions
 from gptoss_ft.mxfp4.codec import BLOCK_SIZE, floor_scales, pack
@@ -63,7 +63,7 @@ def write_tiny(out: Path, options: TinyOptions) -> None:
     if problems:
         raise ConfigError(problems)
     config = tiny_config(options)
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         write_json(folder / "config.json", config)
         write_json(folder / "generation_config.json", GENERATION_CONFIG)
         _write_shards(folder, dict(_tensors(config, options.seed)))

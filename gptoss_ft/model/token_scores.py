@@ -63,14 +63,14 @@ def token_scores(hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor)
         head: `[vocabulary, hidden]`, frozen, any floating dtype.
         labels: int64 `[n]`, the tokens.
     """
-    return TokenScores(*_TokenScores.apply(hidden, head, labels, True))
+    return TokenScores(*_TokenScoresFunction.apply(hidden, head, labels, True))
 
 
 def token_log_probs(
     hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns `log_probs` and `is_top1` of `token_scores`, without the cost of the others."""
-    log_probs, is_top1, *_ = _TokenScores.apply(hidden, head, labels, False)
+    log_probs, is_top1, *_ = _TokenScoresFunction.apply(hidden, head, labels, False)
     return log_probs, is_top1
 
 
@@ -120,7 +120,7 @@ class _OnlineSoftmax:
     def of_nothing(
         cls, hidden: torch.Tensor, with_expectation: bool, with_moments: bool
     ) -> _OnlineSoftmax:
-        """Before the first slice; float32."""
+        """Starts before the first slice; float32."""
         zeros = torch.zeros(len(hidden), dtype=torch.float32, device=hidden.device)
         expectation = torch.zeros_like(hidden, dtype=torch.float32) if with_expectation else None
         moments = _Moments(zeros.clone(), zeros.clone(), zeros.clone()) if with_moments else None
@@ -153,7 +153,9 @@ class _OnlineSoftmax:
         self.largest = largest
 
     def scores(self, vocabulary: int) -> tuple[torch.Tensor, ...]:
-        """After the last slice, the fields of `TokenScores`; without moments the first two."""
+        """Returns the fields of `TokenScores` after the last slice; without moments the first
+        two.
+        """
         log_total = self.total.log()
         normaliser = self.largest + log_total
         found = self.label_logit - normaliser, self.label_logit >= self.largest
@@ -164,7 +166,7 @@ class _OnlineSoftmax:
         return *found, entropy, self.moments.logits / vocabulary, squares
 
 
-class _TokenScores(torch.autograd.Function):
+class _TokenScoresFunction(torch.autograd.Function):
     """The fields of `TokenScores` for `[n, hidden]` rows; the last three only if asked for."""
 
     @staticmethod
@@ -201,7 +203,7 @@ def _softmax(
     with_expectation: bool,
     with_moments: bool,
 ) -> _OnlineSoftmax:
-    """The softmax of `hidden @ head.T` over the whole vocabulary."""
+    """Computes the softmax of `hidden @ head.T` over the whole vocabulary."""
     softmax = _OnlineSoftmax.of_nothing(hidden, with_expectation, with_moments)
     size = min(CPU_SLICE if hidden.device.type == "cpu" else GPU_SLICE, len(head))
     # Buffers that every slice uses again: a large one that is new has its pages faulted in anew.
@@ -220,7 +222,9 @@ def _softmax(
 
 
 def _multiply(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> None:
-    """`out = left @ right`, float32 whatever the dtype of the factors, never rounded to it."""
+    """Writes `out = left @ right` in float32, whatever the dtype of the factors, without rounding
+    to it.
+    """
     if left.device.type == "cpu":
         put_product(out, left.float(), right.float())
     elif left.dtype == torch.float32:
@@ -230,7 +234,7 @@ def _multiply(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> Non
 
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """`total += left @ right` in float32 as in `_multiply`."""
+    """Adds `total += left @ right` in float32 as in `_multiply`."""
     if left.device.type == "cpu":
         add_product(total, left.float(), right.float())
     elif left.dtype == torch.float32:

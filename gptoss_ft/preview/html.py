@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from gptoss_ft.files import whole_file
+from gptoss_ft.files import atomic_file
 from gptoss_ft.harmony.vocabulary import Vocabulary
 from gptoss_ft.preview.panels import (
     LOOK_ALIKE,
@@ -59,7 +59,7 @@ def write_html(
     """Writes the page, UTF-8, whole or not at all; folders are made as needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = page(rows, vocabulary, summary_lines, title)
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_ft.errors import Problem, RunError
-from gptoss_ft.files import discard_folder, is_empty, leftovers, remove_leftovers, whole_file
+from gptoss_ft.files import atomic_file, discard_folder, is_empty, leftovers, remove_leftovers
 from gptoss_ft.train import checkpoints
 from gptoss_ft.train.manifest import ADAPTER, COMPLETE, Manifest, read_manifest
 
@@ -114,7 +114,7 @@ def keep_config(folder: RunFolder, config_yaml: str, changed: Mapping[str, Any] 
     """
     if changed is not None and folder.config.is_file():
         config_yaml = folder.config.read_text(encoding="utf-8") + _resumed(folder, changed)
-    with whole_file(folder.config) as temporary:
+    with atomic_file(folder.config) as temporary:
         temporary.write_text(config_yaml, encoding="utf-8")
 
 
@@ -136,5 +136,5 @@ def trim_metrics(folder: RunFolder, step: int) -> None:
         lines = folder.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
         whole = [(line, json.loads(line)) for line in lines if line.endswith("\n")]
         kept = [text for text, log in whole if log["step"] <= step and "train_runtime" not in log]
-        with whole_file(folder.metrics) as temporary:
+        with atomic_file(folder.metrics) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")

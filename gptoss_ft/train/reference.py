@@ -32,7 +32,7 @@ from gptoss_ft.data.cache import code_version
 from gptoss_ft.data.pack import ListColumn
 from gptoss_ft.data.pairs import list_array
 from gptoss_ft.data.preferences import Branch, PreferenceData, Selection, write_rows
-from gptoss_ft.files import code_digest, whole_file
+from gptoss_ft.files import atomic_file, code_digest
 from gptoss_ft.train.scores import score_rated_rows, score_rows
 
 # A killed pass loses what was computed since its last part.
@@ -60,7 +60,9 @@ class Reference:
     tokens_at_once: int
 
     def folder(self, model: AdaptedModel) -> Path:
-        """Where the scores of this reference are kept: a GPU computes in bfloat16, a CPU not."""
+        """Returns the folder of this reference's scores: a GPU computes in bfloat16, a CPU does
+        not.
+        """
         parts = [self.base, self.adapter, model.device.type, scoring_version()]
         name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
         return self.home / name
@@ -76,7 +78,7 @@ def scoring_version() -> str:
 def training_rows(
     data: PreferenceData, model: AdaptedModel, reference: Reference | None, home: Path, say: Say
 ) -> tuple[datasets.Dataset, datasets.Dataset | None]:
-    """The rows to train on and those to validate on, with the reference's scores if there is one.
+    """Writes the rows to train and to validate on, with the reference's scores if there is one.
 
     Args:
         data: what `prepare_pairs` or `prepare_ratings` returned.
@@ -120,7 +122,7 @@ class _Store:
 
     @classmethod
     def read(cls, folder: Path) -> _Store:
-        """All parts of a folder, memory-mapped."""
+        """Reads all parts of a folder, memory-mapped."""
         tables = []
         for file in sorted(folder.glob("*.arrow")):
             tables.append(pa.ipc.open_stream(pa.memory_map(str(file))).read_all())
@@ -131,11 +133,11 @@ class _Store:
         return cls(keys, places, ListColumn.of(table.column("logps")))
 
     def holds(self, keys: np.ndarray) -> np.ndarray:
-        """Which completions are there, bool."""
+        """Returns which completions are there, bool."""
         return np.isin(keys, self.keys)
 
     def rows(self, keys: np.ndarray) -> np.ndarray:
-        """The index of the list of each completion; all of them must be there."""
+        """Returns the index of each completion's list; all of them must be there."""
         return self.places[np.searchsorted(self.keys, keys)]
 
 
@@ -146,7 +148,7 @@ def _filled(
     reference: Reference,
     say: Say,
 ) -> _Store:
-    """The store, after computing what it lacks of some selections."""
+    """Computes what the store lacks of some selections, and returns it."""
     folder = reference.folder(model)
     folder.mkdir(parents=True, exist_ok=True)
     store, started = _Store.read(folder), time.monotonic()
@@ -174,14 +176,16 @@ def _filled(
 
 
 def _missing(keys: np.ndarray, store: _Store) -> np.ndarray:
-    """Positions with a completion that is not there, equal ones once; `keys` `[branches, rows]`."""
+    """Finds positions with a completion that is not there, equal ones once; `keys` is `[branches,
+    rows]`.
+    """
     positions = np.flatnonzero(~store.holds(keys).all(axis=0))
     _, first = np.unique(keys[:, positions], axis=1, return_index=True)
     return positions[np.sort(first)]
 
 
 def _keys(data: PreferenceData, selection: Selection, branch: Branch) -> np.ndarray:
-    """A number for each completion after its prompt, uint64."""
+    """Hashes each completion with its prompt, uint64."""
     found = np.empty(len(selection), np.uint64)
     for positions in _parts(np.arange(len(selection)), _lengths(data, selection), 2**20):
         prompts = _lists(data, "prompt_ids", selection.rows[positions])
@@ -195,13 +199,13 @@ def _keys(data: PreferenceData, selection: Selection, branch: Branch) -> np.ndar
 
 
 def _lists(data: PreferenceData, name: str, rows: np.ndarray) -> list[np.ndarray]:
-    """Some lists of a column of rendered rows, int32."""
+    """Reads some lists of a column of rendered rows, int32."""
     column = ListColumn.of(data.rows.data.table.column(name))
     return np.split(column.gather(rows), np.cumsum(column.lengths(rows))[:-1])
 
 
 def _lengths(data: PreferenceData, selection: Selection) -> np.ndarray:
-    """Tokens that are computed for each row: prompt and all its completions."""
+    """Counts the tokens that are computed for each row: prompt and all its completions."""
     table = data.rows.data.table
     lengths = table.column("prompt_length").to_numpy()[selection.rows].astype(np.int64)
     for branch in data.branches(selection):
@@ -210,7 +214,7 @@ def _lengths(data: PreferenceData, selection: Selection) -> np.ndarray:
 
 
 def _parts(positions: np.ndarray, lengths: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
-    """Consecutive positions, as many as have so many tokens together, at least one."""
+    """Yields consecutive positions, as many as have so many tokens together, at least one."""
     start, used = 0, 0
     for i, position in enumerate(positions.tolist()):
         if i > start and used + lengths[position] > tokens:
@@ -247,13 +251,13 @@ def _compute(
 
 
 def _progress(tokens: int) -> tqdm:
-    """Tokens scored, rate and remaining time on stderr, if that is a terminal."""
+    """Shows tokens scored, rate and remaining time on stderr if that is a terminal."""
     return tqdm(total=tokens, desc="reference", unit="token", unit_scale=True, disable=None)
 
 
 @contextmanager
 def _as_reference(model: AdaptedModel, reference: Reference) -> Iterator[None]:
-    """The model as it scores for the reference; it is put back as it was."""
+    """Switches the model to how it scores for the reference, and back afterwards."""
     was_training = model.training
     model.eval()
     try:
@@ -269,7 +273,9 @@ def _scores(
     completions: list[list[np.ndarray]],
     shared_prompt: bool,
 ) -> list[list[np.ndarray]]:
-    """Log-probabilities of each token, float32, of one or two completions of each prompt."""
+    """Computes log-probabilities of each token, float32, of one or two completions of each
+    prompt.
+    """
     if len(completions) == 1:
         rows = [
             {"prompt_ids": prompt.tolist(), "completion_ids": completion.tolist()}
@@ -315,7 +321,7 @@ class _PartWriter:
             self.write()
 
     def write(self) -> None:
-        """A part, under a name that follows from what is in it: equal passes agree on it."""
+        """Writes a part under a name that follows from its contents: equal passes agree on it."""
         if not self.keys:
             return
         keys = np.concatenate(self.keys)
@@ -324,7 +330,7 @@ class _PartWriter:
         table = pa.table({"key": pa.array(keys), "logps": lists}, schema=_SCHEMA)
         name = hashlib.blake2b(keys.tobytes(), digest_size=16).hexdigest()
         with (
-            whole_file(self.folder / f"{name}.arrow") as temporary,
+            atomic_file(self.folder / f"{name}.arrow") as temporary,
             pa.OSFile(str(temporary), "wb") as sink,
             pa.ipc.new_stream(sink, _SCHEMA) as writer,
         ):
@@ -335,7 +341,7 @@ class _PartWriter:
 def _columns(
     data: PreferenceData, selection: Selection, store: _Store
 ) -> dict[str, tuple[ListColumn, np.ndarray]]:
-    """The scores of every completion of a selection, which must be in the store."""
+    """Returns the scores of every completion of a selection, which must be in the store."""
     if store.scores is None:
         raise ValueError("the reference has no scores")
     return {

@@ -27,7 +27,7 @@ from gptoss_ft.adapters.model import (
     load_adapter,
 )
 from gptoss_ft.context import Say
-from gptoss_ft.files import is_empty, whole_folder
+from gptoss_ft.files import atomic_folder, is_empty
 from gptoss_ft.model.load import load_model
 from gptoss_ft.train.callbacks.monitor import Monitor
 from gptoss_ft.train.checkpoints import clean, newest_checkpoint, step_of
@@ -130,7 +130,7 @@ def write_result(
     """Writes the adapter, then the manifest that says the run is complete."""
     state = trainer.state
     if trainer.is_world_process_zero():
-        with whole_folder(folder.adapter) as temporary:
+        with atomic_folder(folder.adapter) as temporary:
             model: Any = trainer.accelerator.unwrap_model(trainer.model)
             model.save_pretrained(str(temporary))
         if folder.checkpoints.is_dir() and is_empty(folder.checkpoints):

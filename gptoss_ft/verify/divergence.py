@@ -29,7 +29,7 @@ class Outputs:
     head: nn.Module
 
     def log_probabilities(self, positions: slice) -> torch.Tensor:
-        """float32 `[n, vocabulary]`."""
+        """Computes log-probabilities, float32 `[n, vocabulary]`."""
         return torch.log_softmax(self.head(self.hidden[positions]).float(), dim=-1)
 
 
@@ -47,14 +47,14 @@ class Divergence:
 
 
 def run(model: WeightedGptOss, rows: Sequence[TokenRow]) -> Outputs:
-    """One pass over the rows; each layer of the files is read once per `PACK_TOKENS`."""
+    """Runs one pass over the rows; each layer of the files is read once per `PACK_TOKENS`."""
     parts = [hidden_states(model, pack)[pack.scored] for pack in packs(rows, PACK_TOKENS)]
     return Outputs(torch.cat(parts), model.lm_head)
 
 
 @torch.inference_mode()
 def compare(models: Sequence[Outputs], reference: Outputs) -> list[Divergence]:
-    """Divergence of each model from the reference.
+    """Measures the divergence of each model from the reference.
 
     Args:
         models, reference: on the same rows.

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-from gptoss_ft.adapters.files import Adapter, LoraFactors, base_names, is_expert_stem
+from gptoss_ft.adapters.files import Adapter, LoraHeaders, base_names, is_expert_stem
 from gptoss_ft.checkpoint.headers import Checkpoint, TensorInfo
 
 Weighted = Sequence[tuple[Adapter, float]]
@@ -153,7 +153,7 @@ def _expert_delta(adapters: Weighted, stem: str, base: Checkpoint) -> torch.Tens
     return total
 
 
-def _factors(update: LoraFactors) -> tuple[torch.Tensor, torch.Tensor]:
+def _factors(update: LoraHeaders) -> tuple[torch.Tensor, torch.Tensor]:
     return _read(update.A).double(), _read(update.B).double()
 
 

@@ -23,7 +23,7 @@ OPTIONAL = ("input", "system", "history", "reasoning_effort")
 
 
 def parse_alpaca(row: Mapping[str, Any], where: str, *, needs_answer: bool = True) -> Conversation:
-    """Read one Alpaca row; see `parse_openai_chat` for arguments and errors.
+    """Reads one Alpaca row; see `parse_openai_chat` for arguments and errors.
 
     The question is the instruction, with the input after a blank line where there is one. Earlier
     turns come from `history`, a list of [question, answer].
@@ -49,7 +49,7 @@ def parse_alpaca(row: Mapping[str, Any], where: str, *, needs_answer: bool = Tru
 
 
 def _optional(raw: Any, key: str, state: RowState) -> str:
-    """Read a text that may be empty or missing."""
+    """Reads a text that may be empty or missing."""
     if raw is None or isinstance(raw, str):
         return check_text(raw or "", key, state)
     state.refuse(f"`{key}` is not a text", key, raw, "write a string")
@@ -71,7 +71,7 @@ def _answer(text: str, key: str, state: RowState) -> Placed:
 
 
 def _history(raw: Any, state: RowState) -> list[Placed]:
-    """Read earlier turns, each a question and its answer."""
+    """Reads earlier turns, each a question and its answer."""
     raw = decoded(raw)
     if raw is None or raw == "":
         return []

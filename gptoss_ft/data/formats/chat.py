@@ -90,7 +90,7 @@ def parse_openai_chat(
 
 
 def read_messages(raw: Any, key: str, state: RowState, use: Use = "trained") -> list[Placed]:
-    """Read the messages of a list; empty for null, and where there are only problems."""
+    """Reads the messages of a list; empty for null, and where there are only problems."""
     raw = decoded(raw)
     if raw is None:
         return []
@@ -110,7 +110,7 @@ def read_messages(raw: Any, key: str, state: RowState, use: Use = "trained") -> 
 
 
 def _plain_message(raw: Any, use: Use) -> Message | None:
-    """Read a message of a role and a text and nothing else, as most are; otherwise, or if broken,
+    """Reads a message of a role and a text and nothing else, as most are; otherwise, or if broken,
     return None.
 
     What it returns is what `_message` would, several times faster.
@@ -128,7 +128,7 @@ def _plain_message(raw: Any, use: Use) -> Message | None:
 
 
 def _message(raw: Any, key: str, state: RowState, use: Use) -> Message | None:
-    """Read one message; None when it is so broken that only its problems matter."""
+    """Reads one message; None when it is so broken that only its problems matter."""
     if not isinstance(raw, OBJECTS):
         state.refuse("a message is not an object", key, raw, 'write {"role": …, "content": …}')
         return None
@@ -199,7 +199,7 @@ def _assistant(
 
 
 def _thinking(raw: Mapping[str, Any], content: str, key: str, state: RowState) -> tuple[str, str]:
-    """Split a message into its thinking and the remaining content."""
+    """Splits a message into its thinking and the remaining content."""
     given = {name: raw[name] for name in ("thinking", "reasoning_content") if raw.get(name)}
     for name, text in given.items():
         if not isinstance(text, str):
@@ -218,7 +218,7 @@ def _thinking(raw: Mapping[str, Any], content: str, key: str, state: RowState) -
 
 
 def check_turns(placed: Sequence[Placed], state: RowState, needs_answer: bool) -> None:
-    """Refuse a run of assistant messages that does not end in a final or a call: nothing would
+    """Refuses a run of assistant messages that does not end in a final or a call: nothing would
     close it.
     """
     if needs_answer and all(item.message.role != "assistant" for item in placed):

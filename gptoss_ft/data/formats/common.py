@@ -64,7 +64,7 @@ class RowState:
         self.problems.append(Problem(what, place, "" if found is None else quote(found), mend))
 
     def fork(self) -> RowState:
-        """Copy the state of the row from here on, for one of several continuations; problems are
+        """Copies the state of the row from here on, for one of several continuations; problems are
         shared.
         """
         return replace(self, calls=dict(self.calls), called=dict(self.called))
@@ -76,14 +76,14 @@ class RowState:
 
 
 def quote(value: Any, limit: int = 80) -> str:
-    """Write a value as JSON, cut to `limit` characters, for the `found` part of a problem."""
+    """Writes a value as JSON, cut to `limit` characters, for the `found` part of a problem."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 @lru_cache(maxsize=1024)
 def nearest(name: str, names: tuple[str, ...], cutoff: float = MISSPELT) -> str | None:
-    """Return the one of `names` that `name` is a misspelling of, or None."""
+    """Returns the one of `names` that `name` is a misspelling of, or None."""
     return close_match(name, names, cutoff)
 
 
@@ -138,7 +138,7 @@ def decoded(raw: Any) -> Any:
 
 
 def without_nulls(value: Any) -> Any:
-    """Drop the keys whose value is null from a JSON value, at any depth."""
+    """Drops the keys whose value is null from a JSON value, at any depth."""
     if isinstance(value, Mapping):
         return {key: without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
@@ -147,14 +147,14 @@ def without_nulls(value: Any) -> Any:
 
 
 def check_text(text: str, key: str, state: RowState) -> str:
-    """Refuse what UTF-8 cannot hold; return the text unchanged."""
+    """Refuses what UTF-8 cannot hold; return the text unchanged."""
     if not is_utf8(text):
         state.refuse("the text holds half of a surrogate pair", key, mend="repair the escape")
     return text
 
 
 def is_utf8(text: str) -> bool:
-    """Return whether UTF-8 can hold the text; half of a surrogate pair it cannot."""
+    """Returns whether UTF-8 can hold the text; half of a surrogate pair it cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -165,7 +165,7 @@ def is_utf8(text: str) -> bool:
 def read_content(
     raw: Any, key: str, state: RowState, kinds: tuple[str, ...] = TEXT_PARTS
 ) -> str | None:
-    """Read the text of a string or of a list of text parts, joined; None for null or broken
+    """Reads the text of a string or of a list of text parts, joined; None for null or broken
     content.
     """
     if raw is None:
@@ -193,7 +193,7 @@ def _part(part: Any, key: str, state: RowState, kinds: tuple[str, ...]) -> str |
 
 
 def read_text(raw: Any, key: str, state: RowState) -> str | None:
-    """Read a non-empty string; None for null; a problem, and None, for everything else."""
+    """Reads a non-empty string; None for null; a problem, and None, for everything else."""
     if isinstance(raw, str) and raw.strip():
         return check_text(raw, key, state)
     if isinstance(raw, str):
@@ -204,7 +204,7 @@ def read_text(raw: Any, key: str, state: RowState) -> str | None:
 
 
 def split_thinking(content: str, key: str, state: RowState) -> tuple[str, str]:
-    """Split a text that opens with `<think>…</think>` into thinking and answer.
+    """Splits a text that opens with `<think>…</think>` into thinking and answer.
 
     Datasets distilled from other reasoning models write their thinking so; left in place it would
     be trained as the visible answer.
@@ -219,7 +219,7 @@ def split_thinking(content: str, key: str, state: RowState) -> tuple[str, str]:
 
 
 def read_weight(raw: Any, key: str, state: RowState) -> float:
-    """Read a factor of at least 0; 1 where none is given."""
+    """Reads a factor of at least 0; 1 where none is given."""
     if raw is None:
         return 1.0
     if isinstance(raw, bool) or not isinstance(raw, int | float):
@@ -232,13 +232,13 @@ def read_weight(raw: Any, key: str, state: RowState) -> float:
 
 
 def template_settings(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Read TRL's `chat_template_kwargs`: what the released chat template would be given."""
+    """Reads TRL's `chat_template_kwargs`: what the released chat template would be given."""
     settings = decoded(row.get("chat_template_kwargs"))
     return settings if isinstance(settings, Mapping) else {}
 
 
 def read_effort(row: Mapping[str, Any], state: RowState) -> str | None:
-    """Read `reasoning_effort` of the row, of its template settings, or of Responses'
+    """Reads `reasoning_effort` of the row, of its template settings, or of Responses'
     `reasoning`.
     """
     if EFFORT_COLUMNS.isdisjoint(row):

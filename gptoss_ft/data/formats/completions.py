@@ -31,7 +31,7 @@ MESSAGES_OR_TEXT = "write a text, or a list of messages"
 def parse_prompt_completion(
     row: Mapping[str, Any], where: str, *, needs_answer: bool = True
 ) -> Conversation:
-    """Read one TRL prompt/completion row; see `parse_openai_chat` for arguments and errors."""
+    """Reads one TRL prompt/completion row; see `parse_openai_chat` for arguments and errors."""
     state = RowState(where)
     prompt, completion = _prompt_and_completion(row, state, needs_answer, "trained")
     state.check()
@@ -40,7 +40,7 @@ def parse_prompt_completion(
 
 
 def parse_kto(row: Mapping[str, Any], where: str, *, needs_answer: bool = True) -> Feedback:
-    """Read one TRL KTO row; see `parse_openai_chat` for arguments and errors."""
+    """Reads one TRL KTO row; see `parse_openai_chat` for arguments and errors."""
     state = RowState(where)
     refuse_missing(row, "label", state, 'write "label": true for a good completion, else false')
     label = row.get("label")
@@ -72,7 +72,7 @@ def _prompt_and_completion(
 
 
 def read_prompt(raw: Any, key: str, state: RowState) -> list[Placed]:
-    """Read the messages before a completion, a text being one user message; none of them is
+    """Reads the messages before a completion, a text being one user message; none of them is
     trained.
     """
     if is_text(raw):
@@ -86,7 +86,7 @@ def read_prompt(raw: Any, key: str, state: RowState) -> list[Placed]:
 
 
 def read_completion(raw: Any, key: str, state: RowState, use: Use) -> list[Placed]:
-    """Read a run of assistant messages and tool results; a text is the content of one message."""
+    """Reads a run of assistant messages and tool results; a text is the content of one message."""
     if not is_text(raw):
         return read_run(raw, key, state, use)
     text = read_text(raw, key, state)
@@ -97,7 +97,7 @@ def read_completion(raw: Any, key: str, state: RowState, use: Use) -> list[Place
 
 
 def read_run(raw: Any, key: str, state: RowState, use: Use) -> list[Placed]:
-    """Read a message list that is to be a completion."""
+    """Reads a message list that is to be a completion."""
     before = len(state.problems)
     placed = read_messages(raw, key, state, use)
     if len(state.problems) == before:
@@ -106,7 +106,7 @@ def read_run(raw: Any, key: str, state: RowState, use: Use) -> list[Placed]:
 
 
 def is_text(raw: Any) -> bool:
-    """Return whether a prompt or completion is a text; a list stored as JSON is not.
+    """Returns whether a prompt or completion is a text; a list stored as JSON is not.
 
     Only a list of objects that have a role counts as stored messages: other JSON may well be what
     a model is to write.

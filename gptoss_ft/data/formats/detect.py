@@ -32,7 +32,7 @@ GIVES_WAY = {"kto": "prompt_completion"}
 
 
 def detect(row: Mapping[str, Any]) -> str | None:
-    """Return the name of the row's format; None when it fits none, or more than one."""
+    """Returns the name of the row's format; None when it fits none, or more than one."""
     found = _fitting(row)
     return found[0] if len(found) == 1 else None
 
@@ -52,7 +52,7 @@ def _has_item_list(row: Mapping[str, Any]) -> bool:
 
 
 def undetected(row: Mapping[str, Any], where: str) -> Problem:
-    """Explain why `detect` returned None, and which format the row comes nearest to."""
+    """Explains why `detect` returned None, and which format the row comes nearest to."""
     columns = [str(name) for name, value in row.items() if value is not None]
     found = _fitting(row)
     if len(found) > 1:
@@ -66,7 +66,7 @@ def undetected(row: Mapping[str, Any], where: str) -> Problem:
 
 
 def _advice(columns: tuple[str, ...]) -> str:
-    """Name the format that lacks the smallest share of its columns, and how to complete it."""
+    """Names the format that lacks the smallest share of its columns, and how to complete it."""
     best, best_share, best_steps = "", 0.0, [""]
     for name, needed in COLUMNS:
         steps, share = [], 0.0

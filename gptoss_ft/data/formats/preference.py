@@ -66,7 +66,7 @@ def _output(row: Mapping[str, Any], key: str, state: RowState, use: Use) -> list
 
 
 def _inputs(row: Mapping[str, Any], state: RowState) -> Mapping[str, Any]:
-    """Read the object `input`, empty when there is none."""
+    """Reads the object `input`, empty when there is none."""
     refuse_missing(row, "input", state, INPUT_MEND)
     given = decoded(row.get("input"))
     if given is None:
@@ -111,13 +111,13 @@ def parse_trl_preference(
 
 
 def _tied(row: Mapping[str, Any]) -> bool:
-    """Return whether the row scores both completions, and equally."""
+    """Returns whether the row scores both completions, and equally."""
     scores = [(row.get(chosen), row.get(rejected)) for chosen, rejected in SCORE_COLUMNS]
     return any(chosen is not None and chosen == rejected for chosen, rejected in scores)
 
 
 def _holds_prompt(raw: Any) -> bool:
-    """Return whether a message list begins with something that an assistant run cannot contain."""
+    """Returns whether a message list begins with something that an assistant run cannot contain."""
     messages = decoded(raw)
     first = messages[0] if isinstance(messages, list) and messages else None
     return isinstance(first, Mapping) and first.get("role") in ("system", "developer", "user")
@@ -126,7 +126,7 @@ def _holds_prompt(raw: Any) -> bool:
 def _implicit(
     chosen: Any, rejected: Any, row: Mapping[str, Any], state: RowState
 ) -> tuple[list[Placed], list[Placed], list[Placed]]:
-    """Split two whole conversations into their prompt and completions."""
+    """Splits two whole conversations into their prompt and completions."""
     if is_text(chosen) or is_text(rejected):
         mend = "add the prompt, or write whole message lists that begin with it"
         refuse_missing(row, "prompt", state, mend)
@@ -151,7 +151,7 @@ def _untrained(message: Message) -> Message:
 
 
 def _prompt_length(left: Sequence[Placed], right: Sequence[Placed]) -> int:
-    """Measure the common prefix, back to where an assistant run begins on both sides."""
+    """Measures the common prefix, back to where an assistant run begins on both sides."""
     pairs = zip(left, right, strict=False)
     count = 0
     for a, b in pairs:
@@ -172,7 +172,7 @@ def _prompt_length(left: Sequence[Placed], right: Sequence[Placed]) -> int:
 
 
 def _unnumbered(message: Message) -> Message:
-    """Drop the ids of calls and the weight: neither is rendered."""
+    """Drops the ids of calls and the weight: neither is rendered."""
     calls = tuple(replace(call, id="") for call in message.tool_calls)
     return message._replace(tool_calls=calls, weight=1.0)
 

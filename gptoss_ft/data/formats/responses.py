@@ -156,7 +156,7 @@ def _joined(parts: Any) -> Any:
 def parse_responses(
     row: Mapping[str, Any], where: str, *, needs_answer: bool = True
 ) -> Conversation:
-    """Read one row of Responses items; see `parse_openai_chat` for arguments and errors."""
+    """Reads one row of Responses items; see `parse_openai_chat` for arguments and errors."""
     state = RowState(where)
     effort = read_effort(row, state)
     tools = read_tools(row, state, flat=True)

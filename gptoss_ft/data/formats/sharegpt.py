@@ -178,7 +178,7 @@ class _ShareGptReader:
 def parse_sharegpt(
     row: Mapping[str, Any], where: str, *, needs_answer: bool = True
 ) -> Conversation:
-    """Read one ShareGPT row; see `parse_openai_chat` for arguments and errors."""
+    """Reads one ShareGPT row; see `parse_openai_chat` for arguments and errors."""
     state = RowState(where)
     effort = read_effort(row, state)
     tools = read_tools(row, state, flat=True)
@@ -208,7 +208,7 @@ def parse_sharegpt(
 
 
 def _is_chat(turn: Any) -> bool:
-    """Return whether it is a message of the chat format, which some datasets keep in
+    """Returns whether it is a message of the chat format, which some datasets keep in
     `conversations`.
     """
     return isinstance(turn, Mapping) and turn.get("role") is not None and turn.get("from") is None

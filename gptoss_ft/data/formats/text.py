@@ -30,7 +30,7 @@ def parse_text(row: Mapping[str, Any], where: str, *, needs_answer: bool = True)
 
 
 def parse_harmony(row: Mapping[str, Any], where: str, *, needs_answer: bool = True) -> HarmonyText:
-    """Read one conversation of raw Harmony text; the renderer looks at its structure.
+    """Reads one conversation of raw Harmony text; the renderer looks at its structure.
 
     Raises:
         DataError: no text, or one that does not begin with a message.

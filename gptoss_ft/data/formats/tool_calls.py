@@ -43,7 +43,7 @@ COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=
 def read_tools(
     row: Mapping[str, Any], state: RowState, *, flat: bool = False, key: str = "tools"
 ) -> tuple[ToolSpec, ...]:
-    """Read the functions of `tools`; its builtin tools and those of `builtin_tools` go into the
+    """Reads the functions of `tools`; its builtin tools and those of `builtin_tools` go into the
     state.
 
     Args:
@@ -149,7 +149,7 @@ def _has_filled_nulls(schema: Any) -> bool:
 
 
 def _dumped(value: Any) -> str | None:
-    """Dump compact JSON, the way the model itself writes it; None for what JSON cannot hold."""
+    """Dumps compact JSON, the way the model itself writes it; None for what JSON cannot hold."""
     try:
         return COMPACT.encode(value)
     except (TypeError, ValueError, RecursionError):
@@ -157,7 +157,7 @@ def _dumped(value: Any) -> str | None:
 
 
 def read_tool_calls(raw: Any, key: str, strict: bool, state: RowState) -> tuple[ToolCall, ...]:
-    """Read the `tool_calls` of an OpenAI chat message; `strict` as in `make_call`."""
+    """Reads the `tool_calls` of an OpenAI chat message; `strict` as in `make_call`."""
     if raw is None:
         return ()
     if not isinstance(raw, list):
@@ -179,7 +179,7 @@ def _tool_call(raw: Any, key: str, strict: bool, state: RowState) -> ToolCall | 
 
 
 def read_id(raw: Any, key: str, state: RowState) -> str:
-    """Read the id of a call, empty for none."""
+    """Reads the id of a call, empty for none."""
     if raw is None or isinstance(raw, str):
         return raw or ""
     state.refuse("the id of a call is not a text", key, raw, "write a string")
@@ -189,7 +189,7 @@ def read_id(raw: Any, key: str, state: RowState) -> str:
 def make_call(
     function: Mapping[str, Any], call_id: str, key: str, strict: bool, state: RowState
 ) -> ToolCall | None:
-    """Build a call from an object with `name` and `arguments`, remembered for the result that
+    """Builds a call from an object with `name` and `arguments`, remembered for the result that
     answers it.
 
     Args:
@@ -215,7 +215,7 @@ def make_call(
 
 
 def _recipient(raw: Any, key: str, state: RowState) -> tuple[str, bool] | None:
-    """Read the name of the tool that is called, and whether it is a builtin one."""
+    """Reads the name of the tool that is called, and whether it is a builtin one."""
     name = _function_name(raw, key, "the call", state)
     if name is None or name != raw or name in state.functions:
         return None if name is None else (name, False)
@@ -234,7 +234,7 @@ def _recipient(raw: Any, key: str, state: RowState) -> tuple[str, bool] | None:
 
 
 def _function_name(raw: Any, key: str, owner: str, state: RowState) -> str | None:
-    """Read a name that can stand in a Harmony header: one word, nothing that ends the header."""
+    """Reads a name that can stand in a Harmony header: one word, nothing that ends the header."""
     name = raw.removeprefix("functions.") if isinstance(raw, str) else raw
     if name is None or name == "":
         state.refuse(f"{owner} has no name", key, mend="write the name of the function")
@@ -250,7 +250,7 @@ def _is_word(name: str) -> bool:
 
 
 def _arguments(raw: Any, key: str, strict: bool, state: RowState) -> str | None:
-    """Read JSON text as given; an object is written compactly, its null arguments left out."""
+    """Reads JSON text as given; an object is written compactly, its null arguments left out."""
     if isinstance(raw, Mapping):
         text = _dumped(without_nulls(raw))
         if text is None:
@@ -277,7 +277,7 @@ def _is_json(text: str) -> bool:
 
 
 def _code(raw: Any, key: str, strict: bool, state: RowState) -> str | None:
-    """Read the code that `python` is to run: a text, or the one value of an object `{"code":
+    """Reads the code that `python` is to run: a text, or the one value of an object `{"code":
     …}`.
     """
     del strict  # Code that fails is worth learning from as well.
@@ -296,7 +296,7 @@ def _code(raw: Any, key: str, strict: bool, state: RowState) -> str | None:
 def result_of(
     raw: Mapping[str, Any], key: str, state: RowState, id_key: str = "tool_call_id"
 ) -> tuple[str, bool]:
-    """Find the tool whose result this is, through `id_key`, else through `name`; return its name
+    """Finds the tool whose result this is, through `id_key`, else through `name`; return its name
     and whether it is builtin.
     """
     call_id, name = raw.get(id_key), raw.get("name")

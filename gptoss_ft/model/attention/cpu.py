@@ -28,7 +28,7 @@ _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.
 
 
 @dataclass(frozen=True)
-class Piece:
+class QueryTile:
     """Queries that one call of the kernel computes.
 
     Attributes:
@@ -49,24 +49,24 @@ class Piece:
     window: int | None = None
 
 
-def plan(documents: Documents, window: int | None) -> Iterator[Piece]:
+def plan(documents: Documents, window: int | None) -> Iterator[QueryTile]:
     """Pieces that cover every query of every document once."""
     for span in documents.spans:
         length = span.stop - span.start
         if window is None or length <= window:
-            yield Piece(span.rows, span.start, length)
+            yield QueryTile(span.rows, span.start, length)
             continue
         back = -(-window // BLOCK) * BLOCK
         narrow = None if back == window else window
         head = min(length, back)
-        yield Piece(span.rows, span.start, head, window=narrow)
+        yield QueryTile(span.rows, span.start, head, window=narrow)
         rest = (length - head) % BLOCK
         if rest:
-            yield Piece(span.rows, span.stop - rest, rest, 1, back, window)
+            yield QueryTile(span.rows, span.stop - rest, rest, 1, back, window)
         for row in range(span.rows.start, span.rows.stop):
             for start in range(span.start + head, span.stop - rest, BLOCK * BLOCKS_AT_ONCE):
                 blocks = min(BLOCKS_AT_ONCE, (span.stop - rest - start) // BLOCK)
-                yield Piece(slice(row, row + 1), start, BLOCK, blocks, back, window)
+                yield QueryTile(slice(row, row + 1), start, BLOCK, blocks, back, window)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Crossing:
     Attributes:
         rows: rows of the batch.
         queries, keys: tokens within each row.
-        window: as in `Piece`; None where every query sees every key.
+        window: as in `QueryTile`; None where every query sees every key.
     """
 
     rows: slice
@@ -86,7 +86,9 @@ class Crossing:
 
 
 def crossings(documents: Documents, window: int | None) -> Iterator[Crossing]:
-    """What documents see of prompts elsewhere in their rows; one for each such document at most."""
+    """Yields what documents see of prompts elsewhere in their rows; at most one for each such
+    document.
+    """
     for span in documents.spans:
         if span.prompt is None:
             continue
@@ -109,7 +111,7 @@ def attend(
     scaling: float,
     window: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention without sinks.
+    """Computes attention without sinks.
 
     Args:
         query: `[batch, heads, length, head_dim]`, float32 or float64.
@@ -162,7 +164,8 @@ def attend_backward(
     scaling: float,
     window: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of query, key and value from that of the output; arguments as in `attend`.
+    """Computes the gradients of query, key and value from that of the output; arguments as in
+    `attend`.
 
     Correct too where `output` and `lse` include further terms of the softmax's denominator: the
     kernel recomputes probabilities as `exp(score - lse)` and needs the output for `<grad, output>`
@@ -207,40 +210,44 @@ def attend_backward(
 
 
 def _empty_like(x: torch.Tensor, documents: Documents) -> torch.Tensor:
-    """`[batch, heads, length, d]` in the memory order that linear layers want; zero in padding."""
+    """Allocates `[batch, heads, length, d]` in the memory order that linear layers want; zero in
+    padding.
+    """
     batch, heads, length, width = x.shape
     empty = x.new_empty(batch, length, heads, width)
     return (empty.zero_() if documents.has_padding else empty).transpose(1, 2)
 
 
-def _blocks(x: torch.Tensor, piece: Piece, back: int = 0) -> torch.Tensor:
-    """View `[batch or blocks, heads, back + size, d]` of a piece of `[batch, heads, length, d]`."""
+def _blocks(x: torch.Tensor, piece: QueryTile, back: int = 0) -> torch.Tensor:
+    """Views `[batch or blocks, heads, back + size, d]` of a tile of `[batch, heads, length, d]`."""
     stretch = x[piece.rows, :, piece.start - back : piece.start + piece.blocks * piece.size]
     if piece.blocks == 1:
         return stretch
     return stretch[0].unfold(1, back + piece.size, piece.size).permute(1, 0, 3, 2)
 
 
-def _add_keys(total: torch.Tensor, grad: torch.Tensor, piece: Piece) -> None:
+def _add_keys(total: torch.Tensor, grad: torch.Tensor, piece: QueryTile) -> None:
     """Adds gradients of the blocks' keys, which overlap: in parts that do not."""
     if piece.blocks == 1:
         total[piece.rows, :, piece.start - piece.back : piece.start + piece.size] += grad
         return
     for offset in range(0, piece.back + piece.size, piece.size):
         start = piece.start - piece.back + offset
-        moved = Piece(piece.rows, start, piece.size, piece.blocks)
+        moved = QueryTile(piece.rows, start, piece.size, piece.blocks)
         _blocks(total, moved).add_(grad[:, :, offset : offset + piece.size])
 
 
-def _mask(piece: Piece, like: torch.Tensor) -> torch.Tensor | None:
-    """Additive `[size, back + size]`: causal and within the window. None where causality is all."""
+def _mask(piece: QueryTile, like: torch.Tensor) -> torch.Tensor | None:
+    """Builds the additive mask `[size, back + size]`, causal and within the window; None if only
+    causal.
+    """
     if piece.window is None:
         return None
     return _band(piece.size, piece.back + piece.size, piece.back, piece.window, like)
 
 
 def _crossing_mask(crossing: Crossing, like: torch.Tensor) -> torch.Tensor | None:
-    """Additive `[queries, keys]`; None where every query sees every key."""
+    """Builds the additive mask `[queries, keys]`; None where every query sees every key."""
     if crossing.window is None:
         return None
     queries = crossing.queries.stop - crossing.queries.start
@@ -249,7 +256,9 @@ def _crossing_mask(crossing: Crossing, like: torch.Tensor) -> torch.Tensor | Non
 
 
 def _band(queries: int, keys: int, first: int, window: int, like: torch.Tensor) -> torch.Tensor:
-    """Additive `[queries, keys]`: causal and within the window, the first query at `first`."""
+    """Builds the additive mask `[queries, keys]`, causal and within the window, the first query at
+    `first`.
+    """
     query = torch.arange(first, first + queries)[:, None]
     distance = query - torch.arange(keys)
     unseen = (distance < 0) | (distance >= window)

@@ -26,7 +26,9 @@ _backward = torch.ops.aten._flash_attention_backward.default
 
 
 def is_supported(query: torch.Tensor) -> bool:
-    """Whether torch's flash kernel is built for this device and takes this dtype and width."""
+    """Checks whether torch's flash kernel is built for this device and takes this dtype and
+    width.
+    """
     return (
         query.device.type == "cuda"
         and torch.version.hip is None  # other kernels, not all of which know windows
@@ -46,7 +48,7 @@ def attend(
     scaling: float,
     window: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `attention_cpu.attend`, for bfloat16 or float16; the log-sum-exp is float32."""
+    """Computes what `cpu.attend` does, for bfloat16 or float16; the log-sum-exp is float32."""
     lay = _layout(documents, window, query.device)
     out, lse, *_ = _forward(
         _pack(query, lay.queries),
@@ -78,7 +80,7 @@ def attend_backward(
     scaling: float,
     window: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As `attention_cpu.attend_backward`."""
+    """Computes what `cpu.attend_backward` does."""
     lay = _layout(documents, window, query.device)
     dq, dk, dv = _backward(
         _pack(grad, lay.queries),
@@ -108,7 +110,7 @@ def attend_backward(
 
 
 def _window(window: int | None) -> dict[str, int | None]:
-    """The kernel counts the keys before the query; -1 is no limit."""
+    """Converts the window to the kernel's count of keys before the query; -1 is no limit."""
     return {
         "window_size_left": -1 if window is None else window - 1,
         "window_size_right": 0,
@@ -156,7 +158,7 @@ def _layout(documents: Documents, window: int | None, device: torch.device) -> _
 
 
 def _reached(row: int, span: DocumentSpan, window: int | None) -> range:
-    """Tokens of a document's prompt that it sees, in a row that begins at `row`."""
+    """Returns the tokens of a document's prompt that it sees, in a row that begins at `row`."""
     if span.prompt is None:
         return range(0)
     start, stop = span.prompt.start, span.prompt.stop
@@ -166,7 +168,7 @@ def _reached(row: int, span: DocumentSpan, window: int | None) -> range:
 
 
 def _offsets(lengths: list[int], device: torch.device) -> tuple[torch.Tensor, int]:
-    """Where documents of these lengths begin, int32, and the longest one's length."""
+    """Returns the offsets of documents of these lengths, int32, and the longest one's length."""
     offsets = torch.nn.functional.pad(torch.tensor(lengths, dtype=torch.int64).cumsum(0), (1, 0))
     # Without blocking, else it would wait for the device's earlier work.
     return offsets.to(torch.int32).to(device, non_blocking=True), max(lengths, default=0)
@@ -178,7 +180,7 @@ def _index(stretches: list[range], device: torch.device) -> torch.Tensor:
 
 
 def _pack(x: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
-    """`[batch, heads, length, d]` to `[tokens, heads, d]`, contiguous."""
+    """Packs `[batch, heads, length, d]` to `[tokens, heads, d]`, contiguous."""
     flat = x.transpose(1, 2).flatten(0, 1)
     return flat.contiguous() if index is None else flat.index_select(0, index)
 
@@ -186,7 +188,7 @@ def _pack(x: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
 def _unpack(
     x: torch.Tensor, index: torch.Tensor | None, batch: int, length: int, fill: float = 0.0
 ) -> torch.Tensor:
-    """The inverse of `_pack`; padding becomes `fill`."""
+    """Inverts `_pack`; padding becomes `fill`."""
     if index is not None:
         whole = x.new_full((batch * length, *x.shape[1:]), fill)
         x = whole.index_copy_(0, index, x.contiguous())
@@ -194,6 +196,6 @@ def _unpack(
 
 
 def _sum(x: torch.Tensor, index: torch.Tensor, batch: int, length: int) -> torch.Tensor:
-    """The inverse of `_pack` for gradients of tokens that are packed more than once: their sum."""
+    """Inverts `_pack` for gradients: tokens that were packed more than once get the sum."""
     whole = x.new_zeros(batch * length, *x.shape[1:]).index_add_(0, index, x)
     return whole.unflatten(0, (batch, length)).transpose(1, 2)

@@ -88,7 +88,7 @@ def sink_attention(
     scaling: float,
     window: int | None = None,
 ) -> torch.Tensor:
-    """Causal attention within documents, with sinks.
+    """Computes causal attention within documents, with sinks.
 
     Args:
         query: `[batch, heads, length, head_dim]`; float32 or float64 on a CPU, bfloat16 or float16
@@ -126,7 +126,7 @@ def sink_attention_forward(
     s_aux: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The attention function of transformers' interface.
+    """Serves as the attention function of transformers' interface.
 
     Args:
         module: gpt-oss' attention, for eager attention.
@@ -169,7 +169,7 @@ def sink_attention_mask(
     use_vmap: bool = False,
     **kwargs: Any,
 ) -> Documents | torch.Tensor:
-    """The mask function of transformers' interface.
+    """Serves as the mask function of transformers' interface.
 
     Returns:
         `Documents` where the queries are the keys and a row's tokens are in one piece, as in

@@ -66,7 +66,7 @@ class GatherCombine:
         return self._kept[chunk.rows]
 
     def scatter(self, chunk: ExpertChunk, rows: torch.Tensor) -> None:
-        """Does nothing: the rows are in their place."""
+        """Needs nothing: the rows are in place already."""
 
     def result(self) -> torch.Tensor:
         if not len(self._kept):

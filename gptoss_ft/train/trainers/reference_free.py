@@ -29,14 +29,14 @@ class ReferenceFreeTrainer(PairTrainer):
     def losses(
         self, chosen: torch.Tensor, rejected: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Loss of each pair and what is logged of each, by name, all `[pairs]`.
+        """Returns the loss of each pair and what is logged of each, by name, all `[pairs]`.
 
         Args:
             chosen, rejected: weighted mean log-probability of each completion.
         """
 
     def batch_loss(self, log_probs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """What is added to the pairs' mean loss.
+        """Returns what is added to the pairs' mean loss.
 
         Args:
             log_probs: weighted, of all completions, `[completions, longest]`.
@@ -98,13 +98,13 @@ class ORPOTrainer(ReferenceFreeTrainer):
     def losses(
         self, chosen: torch.Tensor, rejected: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """`-beta log sigmoid` of the log odds ratio."""
+        """Returns `-beta log sigmoid` of the log odds ratio."""
         log_odds = (chosen - rejected) - (log1mexp(chosen) - log1mexp(rejected))
         ratio = F.logsigmoid(log_odds)
         return -self.beta * ratio, {"log_odds_ratio": ratio, "log_odds_chosen": log_odds}
 
     def batch_loss(self, log_probs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Mean negative log-likelihood of the chosen completions' tokens."""
+        """Returns the mean negative log-likelihood of the chosen completions' tokens."""
         pairs = len(weights) // 2
         return -log_probs[:pairs].sum() / weights[:pairs].sum().clamp(min=TINY)
 
@@ -123,14 +123,16 @@ class SimPOTrainer(ReferenceFreeTrainer):
     def losses(
         self, chosen: torch.Tensor, rejected: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Sigmoid loss of the rewards' margin, with TRL's label smoothing."""
+        """Returns the sigmoid loss of the rewards' margin, with TRL's label smoothing."""
         margin = self.beta * (chosen - rejected) - self.gamma
         kept, flipped = F.logsigmoid(margin), F.logsigmoid(-margin)
         return -(1 - self.label_smoothing) * kept - self.label_smoothing * flipped, {}
 
 
 def log1mexp(x: torch.Tensor) -> torch.Tensor:
-    """`log(1 - exp(x))` for x < 0, accurate at both ends (Mächler 2012); 0 is taken as -1e-7."""
+    """Computes `log(1 - exp(x))` for x < 0, accurate at both ends (Mächler 2012); 0 is taken as
+    -1e-7.
+    """
     x = x.clamp(max=-torch.finfo(x.dtype).eps)
     near_zero = x > -math.log(2)
     # The other branch's argument is kept away from where its gradient is infinite.
