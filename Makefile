@@ -8,7 +8,7 @@ GPT_OSS := gpt-oss==0.0.9
 BIN := .venv/bin
 DEMO := outputs/demo
 RUN := $(BIN)/gptoss-ft
-# The longest trained answer has 53 tokens.
+# The longest trained answer has 55 tokens.
 ANSWERS := file=data/lighthouse.jsonl max_new_tokens=64
 PAIRS := file=data/lighthouse_pairs.jsonl max_new_tokens=72
 LLAMA := $(BIN)/python tests/runtimes/answers.py tokenizer=$(DEMO)/base file=data/lighthouse.jsonl
