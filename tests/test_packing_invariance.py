@@ -141,7 +141,7 @@ def _logits(model: WeightedGptOss, documents: Sequence[torch.Tensor], place: int
     lengths = [len(document) for document in documents]
     row = {"input_ids": ids, "labels": ids, "loss_weights": [1.0] * len(ids), "documents": lengths}
     batch = Collator()([row])
-    inputs = {name: batch[name] for name in ("input_ids", "position_ids", "documents")}
+    inputs = {name: batch.get(name) for name in ("input_ids", "position_ids", "documents")}
     kept = torch.arange(lengths[place]) + sum(lengths[:place])
     return model(**inputs, logits_to_keep=kept).logits[0]
 

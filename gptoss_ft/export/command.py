@@ -167,7 +167,7 @@ def write_export(plan: ExportPlan) -> Path:
         with _progress(plan.nbytes) as progress:
             return _write(plan, progress)
     except OSError as error:
-        mend = "free some space on the disk, or mend what else the system says, and run it again"
+        mend = "free some space on the disk, or fix what else the system says, and run it again"
         problem = Problem("the export could not go on", f"out={options.out}", str(error), mend)
         raise ExportError(problem) from error
 

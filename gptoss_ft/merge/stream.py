@@ -114,7 +114,7 @@ def _stopped(out: Path, error: OSError) -> Problem:
         "the merge could not go on",
         f"out={out}",
         str(error),
-        "free some space on the disk, or fix what else the system reports, and run the same command "
+        "free some space on the disk, or fix what else the system says, and run the same command "
         "again: it goes on from the files that are finished",
     )
 

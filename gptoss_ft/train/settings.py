@@ -68,7 +68,7 @@ def configure(
         table: defaults and what a run decides.
 
     Raises:
-        ConfigError: a value that TRL or transformers refuses, in their words.
+        ConfigError: a value that TRL or transformers refuses, in their words; several GPUs.
     """
     config = imported(method.trl_config)
     known = field_names(config)
@@ -84,6 +84,11 @@ def configure(
         what = "a setting of the trainer is refused"
         mend = f"see the documentation of {config.__name__} for the values that it takes"
         raise ConfigError(Problem(what, "trainer", str(error), mend)) from error
+    if made.n_gpu > 1:  # transformers would split batches by DataParallel, and documents with them
+        what = "one process trains on one device"
+        mend = "set the environment variable CUDA_VISIBLE_DEVICES to one of them, such as 0"
+        found = f"{made.n_gpu} GPUs are visible"
+        raise ConfigError(Problem(what, "CUDA_VISIBLE_DEVICES", found, mend))
     return made
 
 

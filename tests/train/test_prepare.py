@@ -13,7 +13,8 @@ from chats import write_chats
 from preference_runs import SMALL, preference_options, write_base
 
 from gptoss_ft.adapters.options import AdapterOptions
-from gptoss_ft.checkpoint.headers import fingerprint, open_checkpoint
+from gptoss_ft.checkpoint.digests import fingerprint
+from gptoss_ft.checkpoint.headers import open_checkpoint
 from gptoss_ft.harmony.vocabulary import load_vocabulary, packaged_vocabulary
 from gptoss_ft.model.tiny import TinyOptions, describe_tiny
 from gptoss_ft.train.options import ModelOptions, TrainOptions

@@ -241,3 +241,11 @@ def test_the_table_imports_no_framework() -> None:
     code = f"import sys, {names}; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_several_gpus_in_one_process_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transformers would split batches by DataParallel, and the batch's documents with them."""
+    monkeypatch.setattr(SFTConfig, "n_gpu", 2)
+    with pytest.raises(ConfigError, match="2 GPUs are visible") as refused:
+        _configure("sft")
+    assert refused.value.problems[0].where == "CUDA_VISIBLE_DEVICES"
