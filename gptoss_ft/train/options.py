@@ -12,7 +12,6 @@ from gptoss_ft.errors import ConfigError, Problem
 from gptoss_ft.model.tiny_options import TinyOptions
 from gptoss_ft.train.methods import METHODS, Method, imported, method_named
 from gptoss_ft.train.preference_options import PreferenceOptions
-from gptoss_ft.train.settings import checkpoints_activations
 from gptoss_ft.validation import (
     choice_field,
     dotted,
@@ -108,6 +107,12 @@ class TrainOptions:
         """Name of the training method."""
         return self.preference.method if self.preference else "sft"
 
+    @property
+    def checkpoints_activations(self) -> bool:
+        """Whether the backward pass computes layers again; transformers has two names for it."""
+        given = self.trainer.get("activation_checkpointing")
+        return bool(self.trainer.get("gradient_checkpointing") if given is None else given)
+
     def problems(self, methods: Sequence[Method] = METHODS) -> list[Problem]:
         """Lists everything that is wrong with the settings, before anything is read or loaded.
 
@@ -121,7 +126,7 @@ class TrainOptions:
             *self._method_problems(methods),
             *self.tracker.problems("tracker"),
         ]
-        if not self.model.save_pre_activation and checkpoints_activations(self.trainer):
+        if not self.model.save_pre_activation and self.checkpoints_activations:
             found.append(
                 Problem(
                     "gradient checkpointing forms the pre-activation again already; forming it a "

@@ -5,27 +5,19 @@ What is said of each setting stands in `settings_table.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptoss_ft.errors import ConfigError, Problem
-from gptoss_ft.train.methods import imported
+from gptoss_ft.train.methods import Method, imported
+from gptoss_ft.train.options import TrainOptions
 from gptoss_ft.train.settings_table import DECIDED, DEFAULT, REFUSED, SETTINGS, TrainerSetting
 from gptoss_ft.validation import did_you_mean, number_problem
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
-
-    from gptoss_ft.train.methods import Method
-    from gptoss_ft.train.options import TrainOptions
-
-
-def checkpoints_activations(trainer: Mapping[str, Any]) -> bool:
-    """Checks whether the backward pass computes layers again; the setting has two names."""
-    named = trainer.get("activation_checkpointing"), trainer.get("gradient_checkpointing")
-    return bool(named[1] if named[0] is None else named[0])
 
 
 def trainer_problems(
