@@ -1,4 +1,4 @@
-"""What a command is told beside its settings, and what it returns: types of every command."""
+"""Types of every command: what it is told beside its settings, and what it returns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Context:
-    """What only the command line knows about a run; the defaults are those of a call from Python.
+    """Facts that only the command line knows; the defaults are those of a call from Python.
 
     Attributes:
         recipe: name of the chosen recipe, or empty.
@@ -30,7 +30,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended.
+    """The end of a command.
 
     Attributes:
         exit_code: 0 done; 1 ran and the answer is no.

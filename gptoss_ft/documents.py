@@ -1,4 +1,4 @@
-"""Which tokens of a batch attend to each other: collators say it, attention takes it.
+"""Documents of a batch, the tokens that attend to each other: made by collators, read by attention.
 
 Plain data on the host, so that nothing waits for a device to learn what sees what. Neither
 transformers nor accelerate moves, splits or joins it on a batch's way to the model.
@@ -50,7 +50,7 @@ class Documents:
 
     @property
     def has_padding(self) -> bool:
-        """Whether some tokens belong to no document."""
+        """True if some tokens belong to no document."""
         covered = (
             (span.rows.stop - span.rows.start) * (span.stop - span.start) for span in self.spans
         )

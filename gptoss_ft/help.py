@@ -1,4 +1,4 @@
-"""What `--help` prints: the overview, and the settings of one command."""
+"""Text of `--help`: the overview, and the settings of one command."""
 
 from __future__ import annotations
 

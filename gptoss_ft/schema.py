@@ -39,12 +39,12 @@ class Setting:
 
     @property
     def is_group(self) -> bool:
-        """Whether it is a dataclass, whose own settings follow it."""
+        """True for a dataclass, whose own settings follow it."""
         return isinstance(self.hint, type) and dataclasses.is_dataclass(self.hint)
 
     @property
     def is_free(self) -> bool:
-        """Whether it is a dictionary that takes any key."""
+        """True for a dictionary that takes any key."""
         return typing.get_origin(self.hint) is dict
 
     @property
@@ -54,7 +54,7 @@ class Setting:
 
     @property
     def values(self) -> str:
-        """What can be written, in a word or as a choice."""
+        """The values that can be written, in a word or as a choice."""
         if choices := self.metadata.get(CHOICES):
             return "|".join(name for name in choices if name)
         return self.literal.upper() or _type_name(self.hint)

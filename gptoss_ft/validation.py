@@ -1,4 +1,4 @@
-"""What the settings of all commands share: literal values, choices, ranges, misspellings, keys.
+"""Checks shared by the settings of all commands: literals, choices, ranges, misspellings, keys.
 
 A field says what it takes where it is declared: `text_field` and `path_field` are taken as they are
 typed, `choice_field` names the values there are, `number_field` the range. `field_problems` checks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -142,3 +143,14 @@ def test_long_files_and_functions_are_found(tmp_path: Path) -> None:
     file.write_text(text)
     assert long_parts(file, 8, 3) == []
     assert long_parts(file, 7, 2) == [f"{file}: 8 lines", f"{file}: g has 3 lines"]
+
+
+def test_docstrings_say_what_a_thing_is_or_does() -> None:
+    """None is a question: functions begin with a verb, the rest with a noun."""
+    opening = re.compile(r'"""(What|Whether|How|Where|Which|Nothing|As|Of|Likewise) ')
+    found = [
+        f"{file.name}: {match[0]}"
+        for file in (REPOSITORY / PACKAGE).rglob("*.py")
+        for match in opening.finditer(file.read_text())
+    ]
+    assert found == []

@@ -1,4 +1,4 @@
-"""Whether an adapter belongs to a base: fingerprint, shapes, ranks, expert counts, values."""
+"""Checks that an adapter belongs to a base: fingerprint, shapes, ranks, expert counts, values."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class TrainedValue:
 
 @dataclass(frozen=True)
 class Changes:
-    """What all adapters together do to a base.
+    """The changes that all adapters together make to a base.
 
     Attributes:
         updates: low-rank updates by stem of the base tensor, the adapter's weight in the scaling.

@@ -78,7 +78,7 @@ class LoraHeaders:
 
     @property
     def is_experts(self) -> bool:
-        """Whether this updates all experts of a layer."""
+        """True if this updates all experts of a layer."""
         return is_expert_stem(self.stem)
 
     def read(self) -> tuple[torch.Tensor, torch.Tensor]:

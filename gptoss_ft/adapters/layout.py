@@ -1,4 +1,4 @@
-"""How PEFT lays out the factors of all experts of a layer in one pair of matrices."""
+"""PEFT's layout of the factors of all experts of a layer in one pair of matrices."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from gptoss_ft.model.causal_lm import WeightedGptOss
 
 @dataclass(frozen=True)
 class AdapterInfo:
-    """What an adapter belongs to; saved as `gptoss_ft.json` in its folder.
+    """The origin of an adapter; saved as `gptoss_ft.json` in its folder.
 
     Attributes:
         kinds: the adapter kinds that were trained.

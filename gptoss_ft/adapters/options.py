@@ -1,4 +1,4 @@
-"""Which tensors an adapter trains (config group `adapter`)."""
+"""The tensors that an adapter trains (config group `adapter`)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LOSSLESS_TENSORS = (
 
 @dataclass
 class AdapterOptions:
-    """What is trained.
+    """The parts to train, and their ranks.
 
     Attributes:
         kinds: any of `attention` (LoRA on q, k, v, o), `experts` (LoRA on both matrices of every

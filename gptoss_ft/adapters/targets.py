@@ -1,4 +1,4 @@
-"""Which matrices an adapter_config.json targets, by PEFT's rules for names."""
+"""Matrices that an adapter_config.json targets, by PEFT's rules for names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where an output may go: not over its inputs, not over other files, and only if it fits."""
+"""Checks of an output's place: not over its inputs or other files, and only if it fits."""
 
 from __future__ import annotations
 

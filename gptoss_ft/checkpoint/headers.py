@@ -66,7 +66,7 @@ class Checkpoint:
 
     @property
     def is_packed(self) -> bool:
-        """Whether the experts are MXFP4 blocks and scales rather than dense matrices."""
+        """True if the experts are MXFP4 blocks and scales rather than dense matrices."""
         return any(name.endswith("_blocks") for name in self.tensors)
 
     @property

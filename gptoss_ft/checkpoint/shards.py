@@ -22,7 +22,7 @@ from gptoss_ft.checkpoint.slices import row_parts
 
 
 class Stored(Protocol):
-    """What a header says about a tensor: `dtype` is safetensors' name, such as `BF16`."""
+    """A tensor's entry in a header: `dtype` is safetensors' name, such as `BF16`."""
 
     @property
     def name(self) -> str: ...
@@ -48,7 +48,7 @@ class Joined:
 
     @property
     def dtype(self) -> str:
-        """As safetensors calls it."""
+        """The dtype's name in safetensors."""
         return self.sources[0].dtype
 
     @property

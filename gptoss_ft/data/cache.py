@@ -58,7 +58,7 @@ class RenderedSource:
 
 @dataclass(frozen=True)
 class _Job:
-    """What every process needs to render a chunk."""
+    """Everything that a process needs to render a chunk."""
 
     format: str
     options: DataOptions

@@ -1,4 +1,4 @@
-"""Which rendered rows are seen, and how often: duplicates, held-out rows, weights of sources."""
+"""Selection of rendered rows: duplicates, held-out rows, weights of sources."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gptoss_ft.errors import DataError, Problem
 
 @dataclass(frozen=True)
 class Table:
-    """What is known of the rows of all sources, one entry per row, sources one after the other.
+    """Facts about the rows of all sources, one entry per row, sources one after the other.
 
     Attributes:
         source: index of the row's source.

@@ -1,4 +1,4 @@
-"""Where rows come from and how they become training rows (config group `data`)."""
+"""Sources of rows, and their way to training rows (config group `data`)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class SourceOptions:
 
 @dataclass
 class DataOptions:
-    """Where the rows are and how they become training rows (config group `data`).
+    """Sources of rows, and their way to training rows (config group `data`).
 
     Attributes:
         path: one source; `sources` in its place for several.
@@ -99,7 +99,7 @@ class DataOptions:
 
     @property
     def has_validation(self) -> bool:
-        """Whether rows are held out for evaluation."""
+        """True if rows are held out for evaluation."""
         return bool(self.validation_path or self.validation_split or self.validation_count)
 
     def problems(self, key: str = "") -> list[Problem]:

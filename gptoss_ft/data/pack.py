@@ -34,7 +34,7 @@ PACKED_SCHEMA = pa.schema(
 
 
 class Bins(NamedTuple):
-    """Which rows share a packed row.
+    """The rows that share a packed row.
 
     Attributes:
         rows: integers `[rows]`, row indices, packed row after packed row.

@@ -1,4 +1,4 @@
-"""What was read for preference tuning, what is compared, and what was left out."""
+"""Summary of preference data: what was read, is compared, and was left out."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ Kept = TypeVar("Kept", "Pair", "Rated")
 
 @dataclass(frozen=True)
 class Completion:
-    """What the model is to sample after a prompt; arrays of equal length.
+    """The tokens to sample after a prompt; arrays of equal length.
 
     Attributes:
         ids: int32.

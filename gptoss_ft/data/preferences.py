@@ -37,7 +37,7 @@ _AUXILIARY = ("example", "digest", "reverse")
 
 @dataclass(frozen=True)
 class Groups:
-    """How rated rows are batched, which decides whose completions are mismatched.
+    """Batch sizes of rated rows, which decide whose completions are mismatched.
 
     Attributes:
         train, validation: rows of a batch.
@@ -84,7 +84,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class PreferenceData:
-    """What a run trains on.
+    """Prepared preference data of a run.
 
     Attributes:
         rows: rendered rows of all sources, memory-mapped, in the columns of `PAIR_SCHEMA` or

@@ -63,7 +63,7 @@ class ParsedRow(NamedTuple):
 
 @dataclass
 class RowChunkResult:
-    """What became of a chunk.
+    """The result of a chunk.
 
     Attributes:
         batch: rows in the columns of their kind; `example` counts the chunk's examples from 0.
@@ -82,7 +82,7 @@ class RowChunkResult:
 
 @dataclass(frozen=True)
 class RowKind:
-    """What examples become: rows to train on, preference pairs, rated completions.
+    """A kind of rows that examples become: conversations, preference pairs, rated completions.
 
     Attributes:
         name: part of the fingerprint of rendered rows.

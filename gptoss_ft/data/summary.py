@@ -1,4 +1,4 @@
-"""What was read, what is trained, and what was left out, as numbers and as lines to read."""
+"""Summary of the data: what was read, is trained, and was left out, in numbers and lines."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Counts:
 
 @dataclass
 class RowSummary:
-    """What was read and what became of it; tokens count training and validation rows together.
+    """Counts of what was read and kept; tokens count training and validation rows together.
 
     Attributes:
         formats: examples read, by format.

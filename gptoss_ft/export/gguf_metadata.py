@@ -1,4 +1,4 @@
-"""What a GGUF file says about the model, and which models llama.cpp's gpt-oss cannot compute.
+"""Metadata of a GGUF file, and the models that llama.cpp's gpt-oss cannot compute.
 
 Keys and what is done with them: `src/models/openai-moe.cpp` and `src/llama-graph.cpp` of llama.cpp.
 """

@@ -1,4 +1,4 @@
-"""What to export to which runtime."""
+"""Settings of an export."""
 
 from __future__ import annotations
 
@@ -74,12 +74,12 @@ class ExportOptions:
 
     @property
     def is_file(self) -> bool:
-        """Whether the target is one file."""
+        """True if the target is one file."""
         return self.to in FILE_TARGETS
 
     @property
     def serve_file(self) -> Path:
-        """Where the serving instructions of a single-file target go."""
+        """Path of the serving instructions of a single-file target."""
         return self.place.with_name(f"{self.place.stem}.serve.md")
 
     def problems(self, key: str = "") -> list[Problem]:

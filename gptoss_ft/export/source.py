@@ -1,4 +1,4 @@
-"""What is exported: a checkpoint folder, opened and checked once for every target."""
+"""The source of an export: a checkpoint folder, opened and checked once for every target."""
 
 from __future__ import annotations
 

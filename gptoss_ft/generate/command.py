@@ -32,7 +32,7 @@ from gptoss_ft.model.load import load_model
 
 @dataclass(frozen=True)
 class Question:
-    """What the model is asked.
+    """A question to the model.
 
     Attributes:
         where: `file:line`, or `prompt`.
@@ -49,7 +49,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said.
+    """The model's answer.
 
     Attributes:
         question: what it was asked.
@@ -68,7 +68,7 @@ class Answer:
 
     @property
     def exact(self) -> bool | None:
-        """Whether the final text is the file's; None without a reference."""
+        """True if the final text is the file's; None without a reference."""
         return None if self.question.reference is None else self.final == self.question.reference
 
 

@@ -1,4 +1,4 @@
-"""What to ask which model."""
+"""Settings of `generate`: the model and the questions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gptoss_ft.validation import (
 
 @dataclass
 class GenerateOptions:
-    """What to ask which model.
+    """The model, the questions and the decoding.
 
     Attributes:
         model: checkpoint folder, packed or dense, or a Hub id with `hub=true`.

@@ -1,4 +1,4 @@
-"""Whether a GPU computes what the CPU does, on a tiny model: the command `gpu-check`.
+"""Compares a GPU with the CPU on a tiny model: the command `gpu-check`.
 
 The reference is the float32 path of the CPU, which the tests hold against stock transformers. The
 device computes in its own dtype, so each figure comes with the error that this dtype allows.

@@ -1,4 +1,4 @@
-"""What the GPU check runs on."""
+"""Settings of the GPU check."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass
 class GpuCheckOptions:
-    """Which device, and which random numbers.
+    """The device and the random numbers.
 
     Attributes:
         device: a torch device; `cuda` is the first GPU, `cpu` tries the check itself.

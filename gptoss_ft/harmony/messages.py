@@ -1,4 +1,4 @@
-"""What a chat is made of before it is rendered, whatever format it was read from."""
+"""The parts of a chat before it is rendered, whatever format it was read from."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def _full_weights() -> dict[str, float]:
 
 @dataclass
 class RenderOptions:
-    """How conversations are rendered and what of them is trained (config group `data.render`).
+    """Rendering of conversations, and what of them is trained (config group `data.render`).
 
     Attributes:
         identity: first line of the system message; empty for none.

@@ -49,7 +49,7 @@ class RawMessage(NamedTuple):
 
     @property
     def sampled(self) -> bool:
-        """Whether the assistant wrote it."""
+        """True if the assistant wrote it."""
         return self.kind in CHANNELS
 
 

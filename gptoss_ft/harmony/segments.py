@@ -65,7 +65,7 @@ class Encoded(NamedTuple):
 
 
 class Head(NamedTuple):
-    """What stands before the content of a message.
+    """The part of a message before its content.
 
     Attributes:
         ids: `<|start|>`, the author and the rest of the header, through `<|message|>`.
@@ -154,7 +154,7 @@ class Row:
 
     @cached_property
     def input_ids(self) -> list[int]:
-        """What the model reads."""
+        """The ids that the model reads."""
         return [token for piece in self.pieces for token in piece]
 
     @cached_property
@@ -179,7 +179,7 @@ class Row:
 
     @cached_property
     def segments(self) -> list[Segment]:
-        """What the positions are, in order and without gaps."""
+        """The parts of the row, in order and without gaps."""
         segments, start = [], 0
         for message, sampled in zip(self.messages, self.sampled, strict=True):
             weight = message.weight if sampled else 0.0

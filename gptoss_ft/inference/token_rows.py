@@ -34,7 +34,7 @@ class TokenRow:
 
     @property
     def prompt(self) -> tuple[int, ...]:
-        """What stands before the last run of scored tokens."""
+        """The tokens before the last run of scored ones."""
         start = len(self.scored) - 1
         while start > 0 and self.scored[start - 1] == self.scored[start] - 1:
             start -= 1

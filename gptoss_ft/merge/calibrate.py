@@ -1,4 +1,4 @@
-"""What the experts of the tuned model see on the user's own rows, and rounding that minds it.
+"""Inputs of the tuned model's experts on the user's own rows, and rounding that fits them.
 
 One pass of base + adapters over the calibration rows writes, per layer, the inputs of its expert
 block and their routing to the disk; memory holds one layer's. From these follow an expert's inputs
@@ -44,7 +44,7 @@ HELD_OUT_EVERY = 8
 
 @dataclass(frozen=True)
 class Layer:
-    """What one expert block was given.
+    """The inputs of one expert block.
 
     Attributes:
         inputs: bfloat16 `[tokens, hidden]`.

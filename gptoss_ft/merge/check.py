@@ -1,4 +1,4 @@
-"""What stands in the way of a merge, found before a byte is written."""
+"""Checks of a merge before a byte is written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast this machine does each part of a merge, from a sample of the very tensors."""
+"""Speed of each part of a merge on this machine, from a sample of the very tensors."""
 
 from __future__ import annotations
 

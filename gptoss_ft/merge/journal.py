@@ -42,7 +42,7 @@ class FinishedShard:
 
 @dataclass
 class Journal:
-    """What is finished in an output folder.
+    """The finished files of an output folder.
 
     Attributes:
         folder: the output folder.
@@ -56,7 +56,7 @@ class Journal:
 
     @property
     def path(self) -> Path:
-        """Where it is kept."""
+        """The journal's file."""
         return self.folder / JOURNAL_NAME
 
     def add(self, file: str, shard: FinishedShard) -> None:

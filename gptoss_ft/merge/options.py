@@ -1,4 +1,4 @@
-"""What to merge into what."""
+"""Settings of a merge."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class MergeOptions:
 
     @property
     def adapter_weights(self) -> tuple[float, ...]:
-        """How much of each adapter to add."""
+        """The weight of each adapter."""
         return tuple(self.weights) or (1.0,) * len(self.adapters)
 
     def problems(self, key: str = "") -> list[Problem]:

@@ -1,4 +1,4 @@
-"""What a merge did to one tensor, in numbers."""
+"""Statistics of a merge, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CHUNK_VALUES = 1 << 18  # what stays in the cache, and small enough to count in 
 
 @dataclass(frozen=True)
 class TensorStatistics:
-    """What was changed in a tensor W by an update Δ.
+    """The change of a tensor W by an update Δ, in numbers.
 
     Attributes:
         epsilon: `|Δ| / |W|`, Frobenius norms over the whole tensor.

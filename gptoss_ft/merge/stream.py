@@ -45,7 +45,7 @@ CALIBRATION = ".calibration"
 
 @dataclass(frozen=True)
 class MergeResult:
-    """What was written.
+    """The result of a merge.
 
     Attributes:
         out: the checkpoint folder.

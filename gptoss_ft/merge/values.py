@@ -59,7 +59,7 @@ class Rounder(Protocol):
 
 @dataclass
 class Workbench:
-    """What the tensors of a merge share.
+    """State shared by the tensors of a merge.
 
     Attributes:
         statistics: whether to measure.

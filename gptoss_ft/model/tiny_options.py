@@ -51,7 +51,7 @@ class TinyOptions:
 
 @dataclass
 class TinyCommand(TinyOptions):
-    """Where the tiny model goes, and its sizes.
+    """The tiny model's folder and sizes.
 
     Attributes:
         out: a folder that does not exist or is empty.

@@ -1,4 +1,4 @@
-"""Which examples a preview shows, and where."""
+"""Settings of a preview."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SLICE = re.compile(r"(\d*):(\d*)(?::(\d*))?|(\d+)")
 
 @dataclass
 class PreviewOptions:
-    """Which examples are shown, and where.
+    """The examples to show, and the place to show them.
 
     Attributes:
         rows: examples by their place in the data, from 0, as START:STOP, START:STOP:STEP or one
@@ -64,7 +64,7 @@ class PreviewOptions:
 
 @dataclass
 class PreviewCommand(PreviewOptions):
-    """What to preview, and which part of it.
+    """The data to preview, and which part of it.
 
     Attributes:
         tokenizer: checkpoint folder whose tokenizer is used; empty for the packaged one, which is

@@ -1,4 +1,4 @@
-"""What a preview shows, before it is drawn: rows cut into messages, and messages into pieces.
+"""Content of a preview before it is drawn: rows cut into messages, messages into pieces.
 
 A piece is a run of tokens that are trained alike, or one special token. The texts of a row's pieces
 join to exactly the row's text: where a boundary falls inside a character, or inside characters that

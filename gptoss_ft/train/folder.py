@@ -42,7 +42,7 @@ class RunFolder:
 
     @property
     def manifest(self) -> Path:
-        """What the run was made of, and its result."""
+        """The run's inputs, and its result."""
         return self.path / "manifest.json"
 
     @property

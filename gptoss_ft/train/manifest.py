@@ -20,7 +20,7 @@ VERSIONED = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "
 
 @dataclass(frozen=True)
 class RunResult:
-    """What came of a run. In manifest.json all but `adapter` stand beside the manifest's own."""
+    """The result of a run. In manifest.json all but `adapter` stand beside the manifest's own."""
 
     adapter: Path
     """Folder of the trained adapter."""
@@ -47,7 +47,7 @@ class RunResult:
     """Last logged training loss."""
 
     reward_accuracy: float | None = None
-    """Of preference methods, the share of comparisons in the last epoch with the reward on the
+    """For preference methods, the share of comparisons in the last epoch with the reward on the
     right side, a mean over log lines."""
 
     @property
@@ -58,7 +58,7 @@ class RunResult:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a run is made of, and its result once it is complete."""
+    """The inputs of a run, and its result once it is complete."""
 
     name: str
     """The run's name."""

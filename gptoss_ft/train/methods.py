@@ -20,7 +20,7 @@ class Method:
     """One way to train. Fields that hold `module:attribute` are read with `imported`."""
 
     name: str
-    """What `preference.method` calls it; `sft` is the method of a run without `preference`."""
+    """Its name in `preference.method`; `sft` is the method of a run without `preference`."""
 
     recipes: str
     """Recipe group: a folder of `recipes/`, and the setting that chooses a recipe from it."""
@@ -54,7 +54,7 @@ class Method:
     """`f(options: TrainOptions, data)` lists warnings about the data; empty for none."""
 
     needs_reference: bool = False
-    """Whether the loss compares with the model as it was before the first step."""
+    """True if the loss compares with the model before the first step."""
 
 
 _SFT = "gptoss_ft.train.sft"

@@ -26,7 +26,7 @@ TRACKERS = ("none", "wandb", "tensorboard")
 
 @dataclass
 class ModelOptions:
-    """Which base to train.
+    """The base to train.
 
     Attributes:
         path: a checkpoint folder, or a Hub id with `hub=true`.
@@ -52,7 +52,7 @@ class ModelOptions:
 
 @dataclass
 class TrackerOptions:
-    """Where metrics go besides the screen and metrics.jsonl.
+    """The tracker of metrics besides the screen and metrics.jsonl.
 
     Attributes:
         kind: none, wandb or tensorboard.
@@ -109,7 +109,7 @@ class TrainOptions:
 
     @property
     def checkpoints_activations(self) -> bool:
-        """Whether the backward pass computes layers again; transformers has two names for it."""
+        """True if the backward pass computes layers again; transformers has two names for it."""
         given = self.trainer.get("activation_checkpointing")
         return bool(self.trainer.get("gradient_checkpointing") if given is None else given)
 

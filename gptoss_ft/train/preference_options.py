@@ -1,4 +1,4 @@
-"""How pairs or ratings are trained on (config entry `preference`), and what contradicts it."""
+"""Settings of preference tuning (config entry `preference`), and what contradicts them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _AT_LEAST_ZERO = Range(least=0)
 
 @dataclass
 class PreferenceOptions:
-    """How pairs or ratings are trained on.
+    """Settings of training on pairs or ratings.
 
     Attributes:
         method: dpo (with TRL's loss types, `trainer.loss_type`), kto (rated completions), orpo or

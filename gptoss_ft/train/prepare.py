@@ -60,7 +60,7 @@ class Base:
 
     @property
     def is_written(self) -> bool:
-        """Whether its files are there."""
+        """True if its files are there."""
         return bool(self.digests)
 
     @property
@@ -77,16 +77,16 @@ class PreparedRun:
     """The run's settings; `adapter` as the adapter to go on from has it."""
 
     method: Method
-    """How it trains."""
+    """The training method."""
 
     folder: RunFolder
-    """Where it writes."""
+    """The folder that it writes."""
 
     arguments: TrainingArguments
     """TRL's configuration."""
 
     base: Base
-    """What is trained."""
+    """The base."""
 
     start: Adapter | None
     """The adapter to go on from; None for a fresh one."""

@@ -1,4 +1,4 @@
-"""What a resumed run must share with its start: everything but a short list of settings."""
+"""Checks that a resumed run shares everything with its start but a short list of settings."""
 
 from __future__ import annotations
 

@@ -39,10 +39,10 @@ class TrainerSetting:
     only the range is checked."""
 
     value: Any = None
-    """Of what is decided or a default: a constant, or `f(options: TrainOptions)`."""
+    """The value if decided or a default: a constant, or `f(options: TrainOptions)`."""
 
     hint: str = ""
-    """What the user does instead of setting it, or why nobody does."""
+    """The user's alternative to setting it, or the reason why nobody sets it."""
 
     methods: tuple[str, ...] = ()
     """Names of the methods it concerns; all of them when empty."""
@@ -51,7 +51,7 @@ class TrainerSetting:
     """Numbers that it takes, where that is checked here."""
 
     when: Callable[[TrainOptions], bool] = _always
-    """Whether the row counts in a run with these options."""
+    """`f(options: TrainOptions)`: true if the row counts in the run."""
 
     def value_in(self, options: TrainOptions) -> Any:
         """Returns the value that a run with these options gives it."""
@@ -307,4 +307,4 @@ _RANGES = (
 )
 
 SETTINGS: tuple[TrainerSetting, ...] = (*_OF_THE_RUN, *_DEFAULTS, *_IGNORED, *_RANGES)
-"""What is said of trainer settings; of one method at most one row of a name counts in a run."""
+"""All trainer settings; at most one row of a name counts in a run of one method."""

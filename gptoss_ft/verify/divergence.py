@@ -1,4 +1,4 @@
-"""How far apart the next-token distributions of models are, over the same scored positions."""
+"""Divergence between the next-token distributions of models, over the same scored positions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ POSITIONS_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model has to say about the scored positions.
+    """A model's outputs at the scored positions.
 
     Attributes:
         hidden: float32 `[positions, hidden]`, input of the head.

@@ -66,7 +66,7 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether the candidate passes."""
+        """True if the candidate passes."""
         return self.reload.ok and all(t.ok for t in self.tensors) and self.kept >= self.needed
 
 

@@ -1,4 +1,4 @@
-"""What to verify, on which rows."""
+"""Settings of `verify`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gptoss_ft.validation import dotted, field_problems, number_field, path_fiel
 
 @dataclass
 class VerifyOptions:
-    """What to compare on which rows.
+    """The models to compare, and the rows to compare them on.
 
     Attributes:
         base: folder of the checkpoint that the adapters were trained on.

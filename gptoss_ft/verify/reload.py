@@ -29,7 +29,7 @@ LIMITS = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 @dataclass(frozen=True)
 class Reload:
-    """What stock transformers made of a checkpoint.
+    """The checkpoint as stock transformers loaded it.
 
     Attributes:
         layers, all_layers: how many layers it loaded, and how many there are.
@@ -47,7 +47,7 @@ class Reload:
 
     @property
     def ok(self) -> bool:
-        """Whether it is the model that we run."""
+        """True if it is the model that we run."""
         return self.difference is not None and self.difference <= self.limit
 
 

@@ -1,4 +1,4 @@
-"""What the readers of all formats share: problems of a row, texts, weights, reasoning effort.
+"""Parts shared by the readers of all formats: problems of a row, texts, weights, effort.
 
 A key whose value is null counts as absent throughout: Arrow fills the fields that a struct lacks
 with nulls, and so does everything written from it.
@@ -28,7 +28,7 @@ EFFORT_COLUMNS = frozenset(("reasoning_effort", "chat_template_kwargs", "reasoni
 THINK, END_THINK = "<think>", "</think>"
 
 Use = Literal["trained", "history", "rejected"]
-"""What messages are read for: to be trained; as context, weighing 0; as a bad example."""
+"""The use of messages: to be trained; as context, weighing 0; as a bad example."""
 
 
 class Placed(NamedTuple):
@@ -40,7 +40,7 @@ class Placed(NamedTuple):
 
 @dataclass
 class RowState:
-    """What is collected while one row is read.
+    """Everything collected while one row is read.
 
     Attributes:
         where: `file:line`.

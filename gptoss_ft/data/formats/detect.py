@@ -1,4 +1,4 @@
-"""Which format a row is in, by the columns it has.
+"""Detection of a row's format by its columns.
 
 A column whose value is null does not count. The table below is all there is to it: a row is in the
 one format whose columns it has; `text` beside another format's columns is a copy of it, and

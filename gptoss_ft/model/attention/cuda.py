@@ -119,7 +119,7 @@ def _window(window: int | None) -> dict[str, int | None]:
 
 @dataclass(frozen=True)
 class _Layout:
-    """How queries and keys lie end to end, document after document.
+    """Queries and keys laid end to end, document after document.
 
     Attributes:
         queries, keys: indices of their tokens in `[batch * length]`, None when that is all of them

@@ -1,4 +1,4 @@
-"""Which rows go to which expert: (token, expert) pairs sorted by expert, and runs of experts."""
+"""Routing of rows to experts: (token, expert) pairs sorted by expert, and runs of experts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may be added to the packed weights of an expert projection, and how."""
+"""Updates of the packed weights of an expert projection."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gptoss_ft.model.experts.routing import ExpertChunk
 
 @dataclass(frozen=True)
 class ChunkContext:
-    """What a projection and its updates work with at one chunk of experts.
+    """The working set of a projection and its updates at one chunk of experts.
 
     Attributes:
         chunk: the experts and their rows.

@@ -1,4 +1,4 @@
-"""What a run shows while it lasts: a progress line, and every log as a line of metrics.jsonl."""
+"""Monitoring of a run: a progress line, and every log as a line of metrics.jsonl."""
 
 from __future__ import annotations
 

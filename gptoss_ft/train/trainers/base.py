@@ -1,4 +1,4 @@
-"""What all of our trainers share: whole checkpoints, and logs of sums that outlive them."""
+"""Base of our trainers: whole checkpoints, and logs of sums that outlive them."""
 
 from __future__ import annotations
 

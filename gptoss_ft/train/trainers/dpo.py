@@ -30,7 +30,7 @@ from gptoss_ft.train.trainers.preference_batch import (
 
 
 class PairTrainer(ExampleMeans, DPOTrainer):
-    """What all methods on pairs share: our rows, and means over pairs."""
+    """Base of all methods on pairs: our rows, and means over pairs."""
 
     columns = PAIR_COLUMNS
     channel_values = "logratios"

@@ -1,4 +1,4 @@
-"""What the trainers of preferences make of a batch: weighted scores, and metrics by channel."""
+"""Weighted scores of a preference batch, and metrics by channel."""
 
 from __future__ import annotations
 
