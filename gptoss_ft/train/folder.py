@@ -96,7 +96,7 @@ def check_run_folder(folder: RunFolder, resume: bool) -> Manifest | None:
 def make_folder(folder: RunFolder) -> None:
     """Makes the folder, and removes what a killed process left unfinished in it.
 
-    So is an adapter removed that was written before the manifest could say so.
+    An adapter that was written before the manifest could say so is removed as well.
     """
     folder.path.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder.path)
