@@ -80,7 +80,7 @@ def test_bad_settings_are_reported_together(
         "trainer.beta: must be above 0",
         "did you mean trainer.label_smoothing?",
         "did you mean sigmoid?",
-        "preference.simpo_gamma: out of range",
+        "preference.simpo_gamma: must not be negative",
         "the reference is always computed once and cached",
     ):
         assert words in text, text
