@@ -366,5 +366,7 @@ def test_sources_out_of_range_are_all_named() -> None:
         "data.workers",
     }
     assert "did you mean chat?" in found["data.sources[1].format"]
+    (lost,) = DataOptions(sources=[SourceOptions("b")], format="alpaca").problems("data")
+    assert lost.where == "data.format" and "beside each source" in lost.mend
     (twice,) = DataOptions(path="a", sources=[SourceOptions("b")]).problems("data")
     assert twice.where == "data.path, data.sources"

@@ -121,6 +121,10 @@ class DataOptions:
         if not self.sources and not self.path:
             mend = "write data.path=FILE.jsonl"
             return [Problem("no data file given", dotted(key, "path"), mend=mend)]
+        if self.sources and self.format:
+            what, where = "this is the format of `path`, not of the sources", dotted(key, "format")
+            mend = "write it beside each source: {path: FILE, format: NAME}"
+            return [Problem(what, where, repr(self.format), mend)]
         return [
             problem
             for index, source in enumerate(self.sources)
