@@ -31,7 +31,7 @@ CHATS = REPOSITORY / "data/lighthouse.jsonl"
 
 
 def _alone(code: str) -> str:
-    """What code prints in a process of its own."""
+    """Runs code in a process of its own and returns what it prints."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -28,7 +28,7 @@ class Part:
 
 @dataclass
 class EchoOptions:
-    """What to say.
+    """The text to say.
 
     Attributes:
         prompt: taken as it is typed.

@@ -91,7 +91,7 @@ def test_gpu_backends_on_meta_tensors(
 
 
 def test_a_copy_to_the_host_raises_on_meta_tensors() -> None:
-    """What the test above relies on."""
+    """The test above relies on this."""
     with pytest.raises(RuntimeError):
         experts.count_pairs(torch.zeros(4, 2, dtype=torch.int64, device="meta"), 3)
 
