@@ -289,7 +289,7 @@ def test_a_sweep_makes_one_run_per_value(
 
 
 def _echoed(tmp_path: Path, *arguments: str, table: str = "ECHO") -> str:
-    """Runs the extra command in a process of its own, whose Hub library reads the setting."""
+    """Runs the extra command in a new process, whose Hub library reads the setting."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_HUB")}
     code = (
         "import sys, extra_command\n"
