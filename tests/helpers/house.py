@@ -15,7 +15,7 @@ Graph = dict[str, set[str]]
 
 @dataclass(frozen=True)
 class House:
-    """The rooms that may import each other; a room is a folder of the package, or a module beside them.
+    """The rooms and their arrows; a room is a folder of the package, or a module beside them.
 
     Attributes:
         layers: rooms from the top to the bottom. An import points to a lower layer, which need not
