@@ -15,7 +15,7 @@ from gptoss_ft.train.metrics import Metrics, Sum, load_metrics, over_processes, 
 
 
 class Process:
-    """What metrics ask of accelerate in one of several processes.
+    """Stands in for accelerate in one of several processes.
 
     Args:
         index: of this process.

@@ -1,4 +1,4 @@
-"""What a resumed run must share with its start, and what it may change."""
+"""A resumed run shares its settings with its start, but for a short list."""
 
 from __future__ import annotations
 

@@ -214,7 +214,7 @@ def test_values_that_trl_refuses_are_errors_in_its_words(trainer: dict[str, Any]
 
 @dataclass
 class WarmerConfig(SFTConfig):
-    """What a method of one's own takes beside TRL's settings."""
+    """Arguments of a method of one's own beside TRL's settings."""
 
     temperature: float = 1.0
 

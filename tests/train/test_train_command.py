@@ -1,4 +1,4 @@
-"""What the command `train` does before training: the run's name, and what contradicts itself."""
+"""The command `train` before training: the run's name, and contradictions."""
 
 from __future__ import annotations
 
