@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from gptoss_ft import files
 from gptoss_ft.data import cache as render
 from gptoss_ft.data.dataset import ROW_COLUMNS, PreparedData, check_data, prepare
-from gptoss_ft.data.formats.chat import parse_openai_chat
+from gptoss_ft.data.formats import parse
 from gptoss_ft.data.options import DataOptions, SourceOptions
 from gptoss_ft.errors import ConfigError, DataError
 from gptoss_ft.harmony.options import RenderOptions
@@ -56,7 +56,7 @@ def test_columns_are_the_renderers_rows(tmp_path: Path) -> None:
     rows = [chat(1, 2), chat(2)]
     data = prepared(write(tmp_path / "a.jsonl", rows))
     renderer = Renderer(VOCABULARY, RenderOptions())
-    expected = [r for row in rows for r in renderer.render(parse_openai_chat(row, ""))]
+    expected = [r for row in rows for r in renderer.render(parse(row, ""))]
     assert data.validation is None
     assert data.train.column_names == ROW_COLUMNS
     assert len(expected) == 3

@@ -55,5 +55,6 @@ def summarise_pairs(counts: Counts, lengths: np.ndarray, noun: str) -> PairSumma
         compared=dict(sorted(counts.trained.items())),
         dropped=dict(counts.dropped),
         changed=dict(counts.changed),
+        notes=dict(counts.notes.most_common()),
         lengths=percentiles(lengths),
     )

@@ -5,16 +5,17 @@ from __future__ import annotations
 import gc
 import hashlib
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from gptoss_ft.data.formats import detect, parse
+from gptoss_ft.data.formats import read_row
 from gptoss_ft.data.options import DataOptions, SourceOptions
 from gptoss_ft.data.read import RowChunk, decode, read_source
 from gptoss_ft.data.summary import Counts
@@ -53,12 +54,16 @@ Sized = TypeVar("Sized", bound=HasLength)
 Rendered = TypeVar("Rendered")
 
 
+NO_NOTES: Mapping[str, int] = MappingProxyType({})
+
+
 class ParsedRow(NamedTuple):
-    """An example, the format it was read from, and its place."""
+    """An example, the format it was read from, its place, and what the user is told of it."""
 
     where: str
     format: str
     example: Example
+    notes: Mapping[str, int] = NO_NOTES
 
 
 @dataclass
@@ -108,9 +113,8 @@ def parse_chunk(
     for number, row in chunk.rows:
         where = f"{chunk.path}:{number}"
         try:
-            mapping = decode(row, where)
-            name = format_name or detect(mapping) or ""
-            yield ParsedRow(where, name, parse(mapping, where, name, needs_answer=needs_answer))
+            read = read_row(decode(row, where), where, format_name, needs_answer=needs_answer)
+            yield ParsedRow(where, read.format, read.example, read.notes)
         except DataError as error:
             problems += error.problems
 
@@ -160,6 +164,7 @@ def _render_chunk(
     # would push each other out of the cache at every row.
     for parsed in list(parse_chunk(chunk, format_name, problems)):
         counts.formats[parsed.format] += 1
+        counts.notes.update(parsed.notes)
         try:
             kept = kind.rows(parsed, renderer, options, counts)
         except DataError as error:

@@ -27,6 +27,7 @@ class Counts:
         changed: examples that were shortened, cut or given another effort, by what was done.
         finals: trained finals.
         bare_finals: trained finals without analysis in the same action, by effort.
+        notes: what else the user is told of the rows, by text.
     """
 
     formats: Counter[str] = field(default_factory=Counter)
@@ -37,13 +38,14 @@ class Counts:
     changed: Counter[str] = field(default_factory=Counter)
     finals: int = 0
     bare_finals: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: Counts) -> None:
         """Adds the sums of `other`."""
         self.rows += other.rows
         self.tokens += other.tokens
         self.finals += other.finals
-        for name in ("formats", "trained", "dropped", "changed", "bare_finals"):
+        for name in ("formats", "trained", "dropped", "changed", "bare_finals", "notes"):
             getattr(self, name).update(getattr(other, name))
 
     def count(self, row: Row, effort: str) -> None:
@@ -69,6 +71,7 @@ class RowSummary:
         packed_share: share of the packed training rows' `max_length` that is tokens.
         tokens: tokens in the rows kept; of pairs, prompts once.
         dropped, changed: examples or rows left out or changed, by what happened to them.
+        notes: what else is to be known of the rows that were read, and how often.
         duplicates: examples that say what an earlier one said.
         lengths: percentiles of the row lengths in tokens.
         cached: whether the rows were rendered before.
@@ -84,6 +87,7 @@ class RowSummary:
     tokens: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     changed: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
     duplicates: int = 0
     lengths: dict[str, int] = field(default_factory=dict)
     cached: bool = False
@@ -110,6 +114,7 @@ class RowSummary:
             )
         lines += [f"dropped {count:,}: {reason}" for reason, count in self.dropped.items()]
         lines += [f"changed {count:,}: {what}" for what, count in self.changed.items()]
+        lines += [f"note, {count:,} times: {what}" for what, count in self.notes.items()]
         if self.duplicates:
             lines.append(f"{self.duplicates:,} duplicates (data.duplicates=drop leaves them out)")
         return lines
@@ -182,6 +187,7 @@ def summarise(counts: Counts, lengths: np.ndarray) -> DataSummary:
         channel_tokens={name: counts.trained[name] for name in shown},
         dropped=dict(counts.dropped),
         changed=dict(counts.changed),
+        notes=dict(counts.notes.most_common()),
         finals=counts.finals,
         bare_finals=dict(counts.bare_finals),
         lengths=percentiles(lengths),

@@ -140,7 +140,7 @@ def _questions(options: GenerateOptions, renderer: Renderer) -> Iterator[Questio
         yield Question("prompt", options.prompt, renderer.prompt(conversation), None)
         return
     problems: list[Problem] = []
-    for where, _, example in read_examples(
+    for where, _, example, _ in read_examples(
         SourceOptions(options.file), problems, needs_answer=False
     ):
         if isinstance(example, Preference):

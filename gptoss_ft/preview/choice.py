@@ -12,8 +12,8 @@ from typing import TypeVar
 
 from rich.console import Console
 
+from gptoss_ft.data.rows import ParsedRow
 from gptoss_ft.errors import DataError, Problem
-from gptoss_ft.harmony.messages import Example
 from gptoss_ft.harmony.render import Renderer
 from gptoss_ft.harmony.vocabulary import Vocabulary
 from gptoss_ft.preview.html import write_html
@@ -30,7 +30,7 @@ PAGE_TOKENS = 400_000
 
 
 def preview(
-    examples: Iterable[tuple[str, str, Example]],
+    examples: Iterable[ParsedRow],
     renderer: Renderer,
     vocabulary: Vocabulary,
     options: PreviewOptions,
@@ -85,15 +85,15 @@ def preview(
 
 
 def _selected(
-    examples: Iterable[tuple[str, str, Example]],
+    examples: Iterable[ParsedRow],
     renderer: Renderer,
     options: PreviewOptions,
     problems: list[Problem],
 ) -> Iterator[PreviewRow]:
     """Yields the chosen examples, rendered; only `only` needs the others rendered as well."""
 
-    def rendered(some: Iterable[tuple[str, str, Example]]) -> Iterator[PreviewRow]:
-        for where, format_name, example in some:
+    def rendered(some: Iterable[ParsedRow]) -> Iterator[PreviewRow]:
+        for where, format_name, example, _ in some:
             try:
                 yield preview_row(where, example, renderer, format_name)
             except DataError as error:

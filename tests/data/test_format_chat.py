@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gptoss_ft.data.formats.chat import parse_openai_chat
+from gptoss_ft.data.formats import parse
 from gptoss_ft.errors import DataError
 from gptoss_ft.harmony.messages import Conversation, Message, ToolCall, ToolSpec
 
@@ -27,7 +27,7 @@ def row(*messages: Any, **keys: Any) -> dict[str, Any]:
 
 def problems(bad: dict[str, Any], **options: Any) -> list[tuple[str, str, str, str]]:
     with pytest.raises(DataError) as caught:
-        parse_openai_chat(bad, WHERE, **options)
+        parse(bad, WHERE, "chat", **options)
     found = caught.value.problems
     assert all(p.where.startswith(WHERE) for p in found)
     return [(p.what, p.where.removeprefix(WHERE).strip(), p.found, p.mend) for p in found]
@@ -36,7 +36,7 @@ def problems(bad: dict[str, Any], **options: Any) -> list[tuple[str, str, str, s
 def test_a_full_row_is_read() -> None:
     arguments = {"city": "São Paulo", "days": [1, 2]}
     second = {"id": "c2", "type": "function", "function": {"name": "wind", "arguments": arguments}}
-    read = parse_openai_chat(
+    read = parse(
         row(
             {"role": "system", "content": "Be brief."},
             USER,
@@ -54,6 +54,7 @@ def test_a_full_row_is_read() -> None:
             reasoning_effort="high",
         ),
         WHERE,
+        "chat",
     )
     made = (ToolCall("warmth", "{}", "c1"),)
     made += (ToolCall("wind", '{"city":"São Paulo","days":[1,2]}', "c2"),)
@@ -74,13 +75,14 @@ def test_a_full_row_is_read() -> None:
 def test_text_parts_are_joined_and_harmless_keys_ignored() -> None:
     parts = [{"type": "text", "text": "How "}, {"type": "text", "text": "warm?"}]
     harmless = {"refusal": None, "audio": None, "function_call": None, "annotations": [], "id": "m"}
-    read = parse_openai_chat(
+    read = parse(
         row(
             {"role": "user", "content": parts, "name": "ana"},
             ANSWER | harmless | {"my_note": 1},
             source="somewhere",
         ),
         WHERE,
+        "chat",
     )
     assert read.messages == (Message("user", "How warm?"), Message("assistant", "Warm."))
 
@@ -89,14 +91,12 @@ def test_a_result_may_name_its_function_and_ids_may_be_used_again() -> None:
     other = copy.deepcopy(CALLING)
     other["tool_calls"][0]["function"]["name"] = "functions.wind"
     by_name = {"role": "tool", "name": "warmth", "content": "31"}
-    read = parse_openai_chat(
-        row(USER, CALLING, RESULT, CALLING, by_name, other, RESULT, ANSWER), WHERE
-    )
+    read = parse(row(USER, CALLING, RESULT, CALLING, by_name, other, RESULT, ANSWER), WHERE)
     assert [m.name for m in read.messages if m.role == "tool"] == ["warmth", "warmth", "wind"]
 
 
 def test_thinking_may_stand_in_a_message_of_its_own() -> None:
-    read = parse_openai_chat(row(USER, {"role": "assistant", "thinking": "31"}, ANSWER), WHERE)
+    read = parse(row(USER, {"role": "assistant", "thinking": "31"}, ANSWER), WHERE)
     assert read.messages[1] == Message("assistant", thinking="31")
 
 
@@ -104,13 +104,13 @@ def test_broken_json_in_arguments_may_stand_in_untrained_history() -> None:
     wrong = copy.deepcopy(CALLING)
     wrong["tool_calls"][0]["function"]["arguments"] = "{city: Rome}"
     assert "the arguments are not JSON" in problems(row(USER, wrong))[0][0]
-    read = parse_openai_chat(row(USER, wrong | {"weight": 0}, RESULT, ANSWER), WHERE)
+    read = parse(row(USER, wrong | {"weight": 0}, RESULT, ANSWER), WHERE)
     assert read.messages[1].tool_calls[0].arguments == "{city: Rome}"
 
 
 def test_prompts_need_no_answer_when_asked() -> None:
     assert problems(row(USER))[0][0] == "the row is all prompt: no assistant message"
-    assert parse_openai_chat(row(USER), WHERE, needs_answer=False).messages[0].role == "user"
+    assert parse(row(USER), WHERE, "chat", needs_answer=False).messages[0].role == "user"
 
 
 def called(**function: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pages import Page
 from preview_rows import RENDERER, VOCABULARY, assistant, user
 from rich.console import Console
 
+from gptoss_ft.data.rows import ParsedRow
 from gptoss_ft.errors import DataError
 from gptoss_ft.harmony.messages import Conversation, Feedback, HarmonyText
 from gptoss_ft.preview import choice as previews
@@ -18,9 +19,9 @@ from gptoss_ft.preview.choice import preview
 from gptoss_ft.preview.options import PreviewOptions
 
 
-def numbered(count: int) -> list[tuple[str, str, Conversation]]:
+def numbered(count: int) -> list[ParsedRow]:
     return [
-        (f"f.jsonl:{i + 1}", "chat", Conversation((user("q"), assistant(str(i)))))
+        ParsedRow(f"f.jsonl:{i + 1}", "chat", Conversation((user("q"), assistant(str(i)))))
         for i in range(count)
     ]
 
@@ -90,7 +91,7 @@ def test_only_some_kinds(only: str, expected: list[int]) -> None:
         Conversation((user("a"), assistant("b"))),
         Conversation((user("a"), assistant("b", "", 0.0))),
     ]
-    items = [(f"f:{i}", "chat", one) for i, one in enumerate(some, start=1)]
+    items = [ParsedRow(f"f:{i}", "chat", one) for i, one in enumerate(some, start=1)]
     found = preview(
         items,
         RENDERER,
@@ -125,9 +126,9 @@ def test_a_page_cannot_be_written_over_a_folder(tmp_path: Path) -> None:
 
 
 def test_bad_rows_are_refused_together_and_nothing_is_not_shown(tmp_path: Path) -> None:
-    items = [(f"f:{i}", "harmony", HarmonyText("no harmony")) for i in (1, 2)]
+    items = [ParsedRow(f"f:{i}", "harmony", HarmonyText("no harmony")) for i in (1, 2)]
     prompt = Conversation((user("a"),))
-    items += [("f:3", "kto", Feedback(prompt, (assistant("", "only thinking"),), True))]
+    items += [ParsedRow("f:3", "kto", Feedback(prompt, (assistant("", "only thinking"),), True))]
     options = PreviewOptions(html=str(tmp_path / "p.html"))
     quiet = Console(file=io.StringIO())
     with pytest.raises(DataError) as caught:

@@ -22,13 +22,14 @@ from gptoss_ft.harmony.messages import Conversation, Message
 OPTIONAL = ("input", "system", "history", "reasoning_effort")
 
 
-def parse_alpaca(row: Mapping[str, Any], where: str, *, needs_answer: bool = True) -> Conversation:
+def parse_alpaca(
+    row: Mapping[str, Any], state: RowState, *, needs_answer: bool = True
+) -> Conversation:
     """Reads one Alpaca row; see `parse_openai_chat` for arguments and errors.
 
     The question is the instruction, with the input after a blank line where there is one. Earlier
     turns come from `history`, a list of [question, answer].
     """
-    state = RowState(where)
     effort = read_effort(row, state)
     check_columns(row, OPTIONAL, state)
     placed: list[Placed] = []

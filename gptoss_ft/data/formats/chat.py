@@ -14,6 +14,7 @@ from gptoss_ft.data.formats.common import (
     OBJECTS,
     THINK,
     Placed,
+    PlacedItem,
     RowState,
     Use,
     check_columns,
@@ -27,35 +28,13 @@ from gptoss_ft.data.formats.common import (
     refuse_missing,
     split_thinking,
 )
+from gptoss_ft.data.formats.dialects import translated
 from gptoss_ft.data.formats.tool_calls import read_tool_calls, read_tools, result_of
 from gptoss_ft.harmony.messages import ROLES, Conversation, Message
 
 OPTIONAL_COLUMNS = ("tools", "builtin_tools", "reasoning_effort")
-MESSAGE_KEYS = (
-    "role",
-    "content",
-    "thinking",
-    "reasoning_content",
-    "tool_calls",
-    "tool_call_id",
-    "name",
-    "weight",
-)
-# Written by the API or by exporters beside a message; nothing in them is rendered. The first three
-# carry content when they are not null, and are then refused.
-CONTENT_ELSEWHERE = {
-    "refusal": "write the text as `content`",
-    "audio": "write the transcript as `content`",
-    "function_call": 'write `"tool_calls": [{"id": …, "type": "function", "function": …}]`',
-}
-IGNORED_KEYS = (
-    *CONTENT_ELSEWHERE,
-    "annotations",
-    "id",
-    "object",
-    "metadata",
-    "status",
-    "index",
+MESSAGE_KEYS = frozenset(
+    ("role", "content", "thinking", "tool_calls", "tool_call_id", "name", "weight")
 )
 # All that most messages have: nothing about their keys needs to be looked at.
 PLAIN_KEYS = {"role", "content"}
@@ -64,20 +43,19 @@ ROLE_LIST = ", ".join(ROLES)
 
 
 def parse_openai_chat(
-    row: Mapping[str, Any], where: str, *, needs_answer: bool = True
+    row: Mapping[str, Any], state: RowState, *, needs_answer: bool = True
 ) -> Conversation:
     """Reads one OpenAI chat row.
 
     Args:
         row: the decoded JSON object.
-        where: `file:line`, put before the field in every problem.
+        state: of the row.
         needs_answer: refuse a row without an assistant message, and one whose last assistant turn
             does not end; turn it off for prompts.
 
     Raises:
         DataError: with every problem of the row.
     """
-    state = RowState(where)
     effort = read_effort(row, state)
     tools = read_tools(row, state)
     check_columns(row, OPTIONAL_COLUMNS, state)
@@ -100,9 +78,14 @@ def read_messages(raw: Any, key: str, state: RowState, use: Use = "trained") -> 
     if not raw:
         mend = "add the messages or delete the row"
         state.refuse(f"`{key}` is empty", key, mend=mend)
+    items = [PlacedItem(f"{key}[{i}]", item) for i, item in enumerate(raw)]
+    placed = [
+        Placed(place, message) for place, item in items if (message := _plain_message(item, use))
+    ]
+    if len(placed) == len(items):
+        return placed
     placed = []
-    for i, item in enumerate(raw):
-        place = f"{key}[{i}]"
+    for place, item in translated(items, state):
         message = _plain_message(item, use) or _message(item, place, state, use)
         if message is not None:
             placed.append(Placed(place, message))
@@ -133,7 +116,7 @@ def _message(raw: Any, key: str, state: RowState, use: Use) -> Message | None:
         state.refuse("a message is not an object", key, raw, 'write {"role": …, "content": …}')
         return None
     before = len(state.problems)
-    _check_keys(raw, key, state)
+    check_keys(raw, MESSAGE_KEYS, key, state)
     role = raw.get("role")
     if role not in ROLES:
         _refuse_role(role, key, state)
@@ -156,13 +139,6 @@ def _message(raw: Any, key: str, state: RowState, use: Use) -> Message | None:
     return Message(role, content, name=name, builtin=builtin)
 
 
-def _check_keys(raw: Mapping[str, Any], key: str, state: RowState) -> None:
-    check_keys(raw, MESSAGE_KEYS, IGNORED_KEYS, key, state)
-    for name, mend in CONTENT_ELSEWHERE.items():
-        if raw.get(name) is not None:
-            state.refuse(f"`{name}` is not read", f"{key}.{name}", raw[name], mend)
-
-
 def _refuse_role(role: Any, key: str, state: RowState) -> None:
     if role is None:
         state.refuse("the message has no role", f"{key}.role", mend=f"write one of {ROLE_LIST}")
@@ -174,7 +150,7 @@ def _refuse_role(role: Any, key: str, state: RowState) -> None:
 
 
 def _refuse_assistant_keys(raw: Mapping[str, Any], role: str, key: str, state: RowState) -> None:
-    for name in ("thinking", "reasoning_content", "tool_calls"):
+    for name in ("thinking", "tool_calls"):
         if raw.get(name):
             mend = "move it to an assistant message"
             state.refuse(f"a {role} message cannot have `{name}`", f"{key}.{name}", mend=mend)
@@ -200,19 +176,14 @@ def _assistant(
 
 def _thinking(raw: Mapping[str, Any], content: str, key: str, state: RowState) -> tuple[str, str]:
     """Splits a message into its thinking and the remaining content."""
-    given = {name: raw[name] for name in ("thinking", "reasoning_content") if raw.get(name)}
-    for name, text in given.items():
-        if not isinstance(text, str):
-            state.refuse(f"`{name}` is not a text", f"{key}.{name}", text, "write a string")
-            return "", content
-        check_text(text, f"{key}.{name}", state)
-    if len(set(given.values())) > 1:
-        what = "`thinking` and `reasoning_content` are both given and differ"
-        state.refuse(what, key, mend="keep one of them")
-    thinking = next(iter(given.values()), "")
+    thinking = raw.get("thinking") or ""
+    if not isinstance(thinking, str):
+        state.refuse("`thinking` is not a text", f"{key}.thinking", thinking, "write a string")
+        return "", content
+    check_text(thinking, f"{key}.thinking", state)
     inline, rest = split_thinking(content, f"{key}.content", state)
     if thinking and inline and thinking.strip() != inline:
-        what = f"`{next(iter(given))}` and the <think> text of `content` are both given and differ"
+        what = "`thinking` and the <think> text of `content` are both given and differ"
         state.refuse(what, key, mend="keep one of them")
     return thinking or inline, rest
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
+from gptoss_ft.data.formats.harmless import is_harmless
 from gptoss_ft.errors import DataError, Problem
 from gptoss_ft.harmony.messages import EFFORTS, Message
 from gptoss_ft.validation import close_match
@@ -38,6 +41,13 @@ class Placed(NamedTuple):
     message: Message
 
 
+class PlacedItem(NamedTuple):
+    """A message as it was written, before it is read, and the field it stands in."""
+
+    place: str
+    item: Any
+
+
 @dataclass
 class RowState:
     """Everything collected while one row is read.
@@ -45,18 +55,27 @@ class RowState:
     Attributes:
         where: `file:line`.
         problems: in the order of the fields.
+        ignore: columns and keys of messages that the user says carry nothing to train.
         functions: names of the function tools that the row declares.
         builtin: the builtin tools that it declares.
         calls: of the calls seen so far, by id: the name, and whether the tool is builtin.
         called: the same by name.
+        notes: what the user is told of a row that is read all the same, such as calls of tools that
+            it does not declare; counted over all rows.
     """
 
     where: str
+    ignore: frozenset[str] = frozenset()
     problems: list[Problem] = field(default_factory=list)
     functions: set[str] = field(default_factory=set)
     builtin: tuple[str, ...] = ()
     calls: dict[str, tuple[str, bool]] = field(default_factory=dict)
     called: dict[str, bool] = field(default_factory=dict)
+    notes: Counter[str] = field(default_factory=Counter)
+
+    def note(self, what: str) -> None:
+        """Notes something that is to be counted and said; `what` is the same text for every row."""
+        self.notes[what] += 1
 
     def refuse(self, what: str, key: str = "", found: Any = None, mend: str = "") -> None:
         """Notes a problem of the field `key`."""
@@ -64,8 +83,8 @@ class RowState:
         self.problems.append(Problem(what, place, "" if found is None else quote(found), mend))
 
     def fork(self) -> RowState:
-        """Copies the state of the row from here on, for one of several continuations; problems are
-        shared.
+        """Copies the state of the row from here on, for one of several continuations; problems and
+        notes are shared.
         """
         return replace(self, calls=dict(self.calls), called=dict(self.called))
 
@@ -111,20 +130,38 @@ def check_columns(row: Mapping[str, Any], known: tuple[str, ...], state: RowStat
             state.refuse("unknown key", str(name), name, f"did you mean `{near}`?")
 
 
-def check_keys(
-    raw: Mapping[str, Any],
-    known: tuple[str, ...],
-    ignored: tuple[str, ...],
-    key: str,
-    state: RowState,
-) -> None:
-    """Refuses keys of a message that are misspellings of known ones; others are passed over."""
+def check_keys(raw: Mapping[str, Any], known: frozenset[str], key: str, state: RowState) -> None:
+    """Refuses keys with content that are neither read nor harmless nor ignored by the user."""
     for name, value in raw.items():
-        if value is None or name in known or name in ignored:
+        if name in known or is_empty(value):
             continue
-        near = nearest(str(name), known)
-        if near:
-            state.refuse("unknown key", f"{key}.{name}", name, f"did you mean `{near}`?")
+        if name in state.ignore:
+            state.note(f"key `{name}` of messages ignored, as data.ignore says")
+        elif is_harmless(str(name)):
+            state.note(f"key `{name}` of messages not read: it carries nothing to train")
+        else:
+            state.refuse(
+                f"this key carries meaning that is not read: `{name}`",
+                f"{key}.{name}",
+                value,
+                f"rename it to one of {', '.join(sorted(known))}, or say "
+                f"{shell_list('data.ignore', [str(name)])} to train without it",
+            )
+
+
+def is_empty(value: Any) -> bool:
+    """Returns whether a value carries nothing: null, an empty text, list or object."""
+    return value is None or value == "" or value == [] or value == {}
+
+
+def shell_list(setting: str, names: Iterable[str]) -> str:
+    """Writes a setting with a list of names as an argument that a shell passes on unchanged."""
+    return shlex.quote(f"{setting}=[{','.join(_hydra_word(name) for name in names)}]")
+
+
+def _hydra_word(name: str) -> str:
+    plain = name.replace("_", "").replace("-", "").replace(".", "").isalnum()
+    return name if plain and name.isascii() else json.dumps(name, ensure_ascii=False)
 
 
 def decoded(raw: Any) -> Any:

@@ -29,19 +29,17 @@ MESSAGES_OR_TEXT = "write a text, or a list of messages"
 
 
 def parse_prompt_completion(
-    row: Mapping[str, Any], where: str, *, needs_answer: bool = True
+    row: Mapping[str, Any], state: RowState, *, needs_answer: bool = True
 ) -> Conversation:
     """Reads one TRL prompt/completion row; see `parse_openai_chat` for arguments and errors."""
-    state = RowState(where)
     prompt, completion = _prompt_and_completion(row, state, needs_answer, "trained")
     state.check()
     messages = (*prompt.messages, *(item.message for item in completion))
     return Conversation(messages, prompt.tools, prompt.effort, prompt.builtin_tools)
 
 
-def parse_kto(row: Mapping[str, Any], where: str, *, needs_answer: bool = True) -> Feedback:
+def parse_kto(row: Mapping[str, Any], state: RowState, *, needs_answer: bool = True) -> Feedback:
     """Reads one TRL KTO row; see `parse_openai_chat` for arguments and errors."""
-    state = RowState(where)
     refuse_missing(row, "label", state, 'write "label": true for a good completion, else false')
     label = row.get("label")
     if isinstance(label, str):  # CSV knows texts only

@@ -38,7 +38,7 @@ INPUT_MEND = 'write {"messages": [...]}, and `tools` beside them if there are an
 
 
 def parse_openai_preference(
-    row: Mapping[str, Any], where: str, *, needs_answer: bool = True
+    row: Mapping[str, Any], state: RowState, *, needs_answer: bool = True
 ) -> Preference:
     """Reads one row of OpenAI's preference format; both completions are needed in any case.
 
@@ -46,7 +46,6 @@ def parse_openai_preference(
         DataError: with every problem of the row.
     """
     del needs_answer
-    state = RowState(where)
     inputs = _inputs(row, state)
     # Settings belong beside the messages, and are found beside the outputs as well.
     settings = {name: row.get(name) for name in OPTIONAL_COLUMNS}
@@ -81,7 +80,7 @@ def _inputs(row: Mapping[str, Any], state: RowState) -> Mapping[str, Any]:
 
 
 def parse_trl_preference(
-    row: Mapping[str, Any], where: str, *, needs_answer: bool = True
+    row: Mapping[str, Any], state: RowState, *, needs_answer: bool = True
 ) -> Preference:
     """Reads one TRL preference row; both completions are needed in any case.
 
@@ -93,7 +92,6 @@ def parse_trl_preference(
         DataError: with every problem of the row.
     """
     del needs_answer
-    state = RowState(where)
     effort = read_effort(row, state)
     tools = read_tools(row, state)
     check_columns(row, OPTIONAL_COLUMNS, state)

@@ -154,10 +154,9 @@ def _joined(parts: Any) -> Any:
 
 
 def parse_responses(
-    row: Mapping[str, Any], where: str, *, needs_answer: bool = True
+    row: Mapping[str, Any], state: RowState, *, needs_answer: bool = True
 ) -> Conversation:
     """Reads one row of Responses items; see `parse_openai_chat` for arguments and errors."""
-    state = RowState(where)
     effort = read_effort(row, state)
     tools = read_tools(row, state, flat=True)
     check_columns(row, OPTIONAL, state)

@@ -176,10 +176,9 @@ class _ShareGptReader:
 
 
 def parse_sharegpt(
-    row: Mapping[str, Any], where: str, *, needs_answer: bool = True
+    row: Mapping[str, Any], state: RowState, *, needs_answer: bool = True
 ) -> Conversation:
     """Reads one ShareGPT row; see `parse_openai_chat` for arguments and errors."""
-    state = RowState(where)
     effort = read_effort(row, state)
     tools = read_tools(row, state, flat=True)
     check_columns(row, OPTIONAL, state)

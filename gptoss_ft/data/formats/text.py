@@ -12,7 +12,7 @@ OPENING = "<|start|>"
 ENDINGS = ("<|end|>", "<|return|>", "<|call|>")
 
 
-def parse_text(row: Mapping[str, Any], where: str, *, needs_answer: bool = True) -> Document:
+def parse_text(row: Mapping[str, Any], state: RowState, *, needs_answer: bool = True) -> Document:
     """Reads one document.
 
     Raises:
@@ -20,7 +20,6 @@ def parse_text(row: Mapping[str, Any], where: str, *, needs_answer: bool = True)
             trained as if they were words.
     """
     del needs_answer
-    state = RowState(where)
     text = _text(row, state)
     if text.startswith(OPENING) and text.rstrip().endswith(ENDINGS):
         mend = "say data.format=harmony to read its special tokens"
@@ -29,14 +28,15 @@ def parse_text(row: Mapping[str, Any], where: str, *, needs_answer: bool = True)
     return Document(text)
 
 
-def parse_harmony(row: Mapping[str, Any], where: str, *, needs_answer: bool = True) -> HarmonyText:
+def parse_harmony(
+    row: Mapping[str, Any], state: RowState, *, needs_answer: bool = True
+) -> HarmonyText:
     """Reads one conversation of raw Harmony text; the renderer looks at its structure.
 
     Raises:
         DataError: no text, or one that does not begin with a message.
     """
     del needs_answer
-    state = RowState(where)
     text = _text(row, state)
     if text and not text.startswith(OPENING):
         mend = f"begin with a whole message, {OPENING}system<|message|>… as a rule"
