@@ -103,7 +103,9 @@ def ours(file: Path) -> Callable[[], object]:
     def work() -> object:
         with tempfile.TemporaryDirectory() as cache:
             options = DataOptions(path=str(file), cache=cache, max_length=131_072)
-            return render_source(SourceOptions(str(file)), options, vocabulary, None).rows.num_rows
+            return render_source(
+                SourceOptions(path=str(file)), options, vocabulary, None
+            ).rows.num_rows
 
     return work
 
@@ -181,7 +183,7 @@ def equal_to_harmony(rows: list[dict[str, Any]], folder: Path) -> int:
         render_ids,
     )
 
-    from gptoss_ft.data.formats import parse
+    from gptoss_ft.data.reading import parse
     from gptoss_ft.harmony.options import RenderOptions
     from gptoss_ft.harmony.render import Renderer
     from gptoss_ft.harmony.vocabulary import RETURN, packaged_vocabulary

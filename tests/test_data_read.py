@@ -20,7 +20,7 @@ from gptoss_ft.errors import DataError, Problem
 def rows(path: Path, problems: list[Problem] | None = None) -> list[tuple[str, Any]]:
     """`(file:number, row)` of the good rows; without `problems`, a bad row raises."""
     good = []
-    for chunk in read_source(SourceOptions(str(path))):
+    for chunk in read_source(SourceOptions(path=str(path))):
         for number, row in chunk.rows:
             where = f"{chunk.path}:{number}"
             try:
@@ -139,7 +139,7 @@ def test_hub_datasets_are_streamed_and_only_with_permission(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    source = SourceOptions("someone/chats", split="test")
+    source = SourceOptions(path="someone/chats", split="test")
     with pytest.raises(DataError, match="hub=true"):
         list(read_source(source))
     assert asked == []

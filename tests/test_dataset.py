@@ -16,8 +16,8 @@ from omegaconf import OmegaConf
 from gptoss_ft import files
 from gptoss_ft.data import cache as render
 from gptoss_ft.data.dataset import ROW_COLUMNS, PreparedData, check_data, prepare
-from gptoss_ft.data.formats import parse
 from gptoss_ft.data.options import DataOptions, SourceOptions
+from gptoss_ft.data.reading import parse
 from gptoss_ft.errors import ConfigError, DataError
 from gptoss_ft.harmony.options import RenderOptions
 from gptoss_ft.harmony.render import IGNORE, Renderer
@@ -356,7 +356,8 @@ def test_a_thousand_bad_rows_are_all_reported(tmp_path: Path) -> None:
 
 def test_sources_out_of_range_are_all_named() -> None:
     options = DataOptions(
-        sources=[SourceOptions("", weight=0), SourceOptions("a", format="chatt")], workers=-1
+        sources=[SourceOptions(path="", weight=0), SourceOptions(path="a", format="chatt")],
+        workers=-1,
     )
     found = {problem.where: problem.mend for problem in options.problems("data")}
     assert found.keys() == {
@@ -366,7 +367,7 @@ def test_sources_out_of_range_are_all_named() -> None:
         "data.workers",
     }
     assert "did you mean chat?" in found["data.sources[1].format"]
-    (lost,) = DataOptions(sources=[SourceOptions("b")], format="alpaca").problems("data")
+    (lost,) = DataOptions(sources=[SourceOptions(path="b")], format="alpaca").problems("data")
     assert lost.where == "data.format" and "beside each source" in lost.mend
-    (twice,) = DataOptions(path="a", sources=[SourceOptions("b")]).problems("data")
+    (twice,) = DataOptions(path="a", sources=[SourceOptions(path="b")]).problems("data")
     assert twice.where == "data.path, data.sources"

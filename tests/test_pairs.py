@@ -15,7 +15,6 @@ import pytest
 from harmony_oracle import harmony_encoding, oracle_messages, render_ids
 
 from gptoss_ft.data import pack
-from gptoss_ft.data.formats import parse
 from gptoss_ft.data.options import DataOptions
 from gptoss_ft.data.pairs import CHANNELS
 from gptoss_ft.data.preferences import (
@@ -26,6 +25,7 @@ from gptoss_ft.data.preferences import (
     prepare_ratings,
     write_rows,
 )
+from gptoss_ft.data.reading import parse
 from gptoss_ft.errors import DataError
 from gptoss_ft.harmony.messages import Preference
 from gptoss_ft.harmony.options import RenderOptions

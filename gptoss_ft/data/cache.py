@@ -20,6 +20,7 @@ import datasets
 import pyarrow as pa
 from tqdm import tqdm
 
+from gptoss_ft.data.layouts.plan import Reading
 from gptoss_ft.data.options import DataOptions, SourceOptions, cache_folder
 from gptoss_ft.data.read import RowChunk, read_source, source_files
 from gptoss_ft.data.rows import CONVERSATIONS, RowChunkResult, RowKind, render_chunk
@@ -60,7 +61,7 @@ class RenderedSource:
 class _Job:
     """Everything that a process needs to render a chunk."""
 
-    format: str
+    reading: Reading
     options: DataOptions
     model: Path | None
     kind: RowKind
@@ -95,7 +96,7 @@ def render_source(
     cached = bool(files) and (folder / INFO).is_file()
     if not cached:
         size = sum(file.stat().st_size for file in files)
-        job = _Job(source.format, options, model, kind)
+        job = _Job(source.reading, options, model, kind)
         results = _rendered(read_source(source, hub), job, vocabulary, size)
         _keep(folder, results, kind.schema, size)
     info = json.loads((folder / INFO).read_text(encoding="utf-8"))
@@ -178,7 +179,7 @@ def _rendered(
     if workers == 1:
         renderer = Renderer(vocabulary, job.options.render)
         for chunk in chunks:
-            yield render_chunk(chunk, job.format, job.kind, renderer, job.options)
+            yield render_chunk(chunk, job.reading, job.kind, renderer, job.options)
         return
     method = "fork" if sys.platform == "linux" else "spawn"
     with ProcessPoolExecutor(workers, multiprocessing.get_context(method)) as pool:
@@ -193,7 +194,7 @@ def _rendered(
 
 def _render_in_worker(chunk: RowChunk, job: _Job) -> RowChunkResult:
     renderer = _worker_renderer(job.model, json.dumps(asdict(job.options.render)))
-    return render_chunk(chunk, job.format, job.kind, renderer, job.options)
+    return render_chunk(chunk, job.reading, job.kind, renderer, job.options)
 
 
 @lru_cache(maxsize=1)
@@ -214,11 +215,12 @@ def _fingerprint(
     vocabulary: Vocabulary,
     kind: RowKind,
 ) -> str:
+    reading = source.reading
     settings = {
         "kind": kind.name,
         "files": [sha256_file(file) for file in files] or [source.path, source.split],
         "suffixes": [file.suffix for file in files],
-        "format": source.format,
+        "reading": [reading.format, sorted(reading.columns), sorted(reading.ignore)],
         "render": asdict(options.render),
         "max_length": options.max_length,
         "on_too_long": options.on_too_long,

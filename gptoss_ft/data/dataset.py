@@ -58,8 +58,9 @@ def check_data(options: DataOptions, hub: bool = False) -> None:
         raise ConfigError(problems)
     for source in _sources(options):
         try:
+            reading = source.reading
             for chunk in read_source(source, hub):
-                list(parse_chunk(chunk, source.format, problems))
+                list(parse_chunk(chunk, reading, problems))
                 break
         except GptOssFtError as error:
             problems += error.problems
@@ -216,7 +217,18 @@ def _dataset(
 def data_fingerprint(rendered: Sequence[RenderedSource], options: DataOptions) -> str:
     """Depends on what the sources hold and what is done with them, not on where they are."""
     settings = asdict(options)
-    for name in ("path", "format", "sources", "validation_path", "workers", "cache", "render"):
+    for name in (
+        "path",
+        "format",
+        "map",
+        "columns",
+        "ignore",
+        "sources",
+        "validation_path",
+        "workers",
+        "cache",
+        "render",
+    ):
         del settings[name]
     settings["weights"] = [source.weight for source in options.training_sources]
     settings["rendered"] = [source.fingerprint for source in rendered]

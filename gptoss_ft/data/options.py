@@ -7,26 +7,68 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gptoss_ft.data.formats import FORMATS
-from gptoss_ft.errors import Problem
+from gptoss_ft.data.layouts.maps import columns_problems, load_map
+from gptoss_ft.data.layouts.plan import Reading
+from gptoss_ft.errors import ConfigError, Problem
 from gptoss_ft.harmony.options import RenderOptions
 from gptoss_ft.harmony.vocabulary import CONTEXT_TOKENS
 from gptoss_ft.validation import choice_field, dotted, field_problems, number_field, path_field
 
 
 @dataclass
-class SourceOptions:
+class ReadingOptions:
+    """What is said about rows, wherever they are read.
+
+    Attributes:
+        format: name of their format; empty to detect it row by row.
+        map: how the columns of a well-known dataset are read, by name (`configs/maps`), or a YAML
+            file of your own; empty for none.
+        columns: what a format reads, and the column, path or template it stands in: `{prompt:
+            question, completion: answer.text, system: "You are {role}."}`.
+        ignore: columns, and keys of messages, to train without.
+    """
+
+    format: str = choice_field("", ("", *FORMATS), "unknown format")
+    map: str = path_field()
+    columns: dict[str, str] = field(default_factory=dict)
+    ignore: list[str] = field(default_factory=list)
+
+    @property
+    def reading(self) -> Reading:
+        """What is said, the map's part and the settings' together; a setting outdoes the map.
+
+        Raises:
+            ConfigError: the map cannot be read.
+        """
+        known = load_map(self.map, "map") if self.map else {}
+        columns = {**(known.get("columns") or {}), **self.columns}
+        ignore = frozenset((*(known.get("ignore") or ()), *self.ignore))
+        return Reading(self.format or known.get("format", ""), tuple(columns.items()), ignore)
+
+    def problems(self, key: str = "") -> list[Problem]:
+        """Finds values out of range and maps that are none; `key` is the config prefix."""
+        found = field_problems(self, key)
+        found += columns_problems(self.columns, dotted(key, "columns"))
+        if self.map:
+            try:
+                load_map(self.map, dotted(key, "map"))
+            except ConfigError as error:
+                found += error.problems
+        return found
+
+
+@dataclass
+class SourceOptions(ReadingOptions):
     """One source of rows.
 
     Attributes:
         path: a JSONL, JSON, Parquet, CSV, .txt or .md file, a folder of such files, or a dataset's
             Hub name with `hub=true`.
-        format: name of the format of its rows; empty to detect it row by row.
         weight: how often its rows are seen in an epoch: 0.5 takes every second one, 2 each twice.
         split: split of a Hub dataset.
     """
 
     path: str = path_field()
-    format: str = choice_field("", ("", *FORMATS), "unknown format")
     weight: float = number_field(
         1.0, above=0, mend="write a number above 0; leave the source out to not use it"
     )
@@ -38,16 +80,16 @@ class SourceOptions:
         if not self.path:
             where = dotted(key, "path")
             found.append(Problem("no data file given", where, mend="write its path"))
-        return found + field_problems(self, key)
+        return [*found, *super().problems(key)]
 
 
 @dataclass
-class DataOptions:
+class DataOptions(ReadingOptions):
     """Sources of rows, and their way to training rows (config group `data`).
 
     Attributes:
-        path: one source; `sources` in its place for several.
-        format: format of the rows of `path`; empty to detect it.
+        path: one source, read as `format`, `map`, `columns` and `ignore` say; `sources` in its
+            place for several.
         sources: several sources with weights.
         validation_path: a source that is held out; None for none.
         validation_split: share of the conversations to hold out instead, 0 for none.
@@ -72,7 +114,6 @@ class DataOptions:
     """
 
     path: str = path_field()
-    format: str = choice_field("", ("", *FORMATS), "unknown format")
     sources: list[SourceOptions] = field(default_factory=list)
     validation_path: str | None = path_field(None)
     validation_split: float = number_field(0.0, least=0, below=1)
@@ -90,12 +131,14 @@ class DataOptions:
     @property
     def training_sources(self) -> list[SourceOptions]:
         """The sources to train on, `path` as one of them."""
-        return self.sources or [SourceOptions(self.path, self.format)]
+        return self.sources or [
+            SourceOptions(self.format, self.map, self.columns, self.ignore, path=self.path)
+        ]
 
     @property
     def validation_source(self) -> SourceOptions | None:
         """The source that is held out, if there is one."""
-        return SourceOptions(self.validation_path) if self.validation_path else None
+        return SourceOptions(path=self.validation_path) if self.validation_path else None
 
     @property
     def has_validation(self) -> bool:
@@ -109,7 +152,7 @@ class DataOptions:
         return [
             *self._source_problems(key),
             *self._validation_problems(key),
-            *field_problems(self, key),
+            *super().problems(key),
             *self.render.problems(dotted(key, "render")),
         ]
 
@@ -121,10 +164,14 @@ class DataOptions:
         if not self.sources and not self.path:
             mend = "write data.path=FILE.jsonl"
             return [Problem("no data file given", dotted(key, "path"), mend=mend)]
-        if self.sources and self.format:
-            what, where = "this is the format of `path`, not of the sources", dotted(key, "format")
-            mend = "write it beside each source: {path: FILE, format: NAME}"
-            return [Problem(what, where, repr(self.format), mend)]
+        said = [name for name in ("format", "map", "columns", "ignore") if getattr(self, name)]
+        if self.sources and said:
+            what, where = (
+                f"this is the {said[0]} of `path`, not of the sources",
+                dotted(key, said[0]),
+            )
+            mend = f"write it beside each source: {{path: FILE, {said[0]}: …}}"
+            return [Problem(what, where, repr(getattr(self, said[0])), mend)]
         return [
             problem
             for index, source in enumerate(self.sources)

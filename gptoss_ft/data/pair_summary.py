@@ -56,5 +56,6 @@ def summarise_pairs(counts: Counts, lengths: np.ndarray, noun: str) -> PairSumma
         dropped=dict(counts.dropped),
         changed=dict(counts.changed),
         notes=dict(counts.notes.most_common()),
+        columns=dict(counts.columns),
         lengths=percentiles(lengths),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,9 +16,10 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from gptoss_ft.data.formats import read_row
+from gptoss_ft.data.layouts.plan import Reading
 from gptoss_ft.data.options import DataOptions, SourceOptions
 from gptoss_ft.data.read import RowChunk, decode, read_source
+from gptoss_ft.data.reading import read_row
 from gptoss_ft.data.summary import Counts
 from gptoss_ft.errors import DataError, Problem
 from gptoss_ft.harmony.messages import (
@@ -58,12 +60,13 @@ NO_NOTES: Mapping[str, int] = MappingProxyType({})
 
 
 class ParsedRow(NamedTuple):
-    """An example, the format it was read from, its place, and what the user is told of it."""
+    """An example, its place and format, the notes to the user, and how each column was read."""
 
     where: str
     format: str
     example: Example
     notes: Mapping[str, int] = NO_NOTES
+    columns: tuple[str, ...] = ()
 
 
 @dataclass
@@ -104,17 +107,17 @@ class RowKind:
 
 
 def parse_chunk(
-    chunk: RowChunk, format_name: str, problems: list[Problem], *, needs_answer: bool = True
+    chunk: RowChunk, reading: Reading, problems: list[Problem], *, needs_answer: bool = True
 ) -> Iterator[ParsedRow]:
-    """Parses the rows of a chunk in the given or detected format and yields the good ones.
+    """Parses the rows of a chunk as the source says and yields the good ones.
 
     Problems of the other rows are added to `problems`.
     """
     for number, row in chunk.rows:
         where = f"{chunk.path}:{number}"
         try:
-            read = read_row(decode(row, where), where, format_name, needs_answer=needs_answer)
-            yield ParsedRow(where, read.format, read.example, read.notes)
+            read = read_row(decode(row, where), where, reading, needs_answer=needs_answer)
+            yield ParsedRow(where, read.format, read.example, read.notes, read.columns)
         except DataError as error:
             problems += error.problems
 
@@ -128,16 +131,17 @@ def read_examples(
     Raises:
         DataError: files that cannot be read.
     """
+    reading = source.reading
     for chunk in read_source(source, hub):
-        yield from parse_chunk(chunk, source.format, problems, needs_answer=needs_answer)
+        yield from parse_chunk(chunk, reading, problems, needs_answer=needs_answer)
 
 
 def render_chunk(
-    chunk: RowChunk, format_name: str, kind: RowKind, renderer: Renderer, options: DataOptions
+    chunk: RowChunk, reading: Reading, kind: RowKind, renderer: Renderer, options: DataOptions
 ) -> RowChunkResult:
     """Parses, checks and renders the rows of a chunk."""
     with _collector_paused():
-        return _render_chunk(chunk, format_name, kind, renderer, options)
+        return _render_chunk(chunk, reading, kind, renderer, options)
 
 
 @contextmanager
@@ -155,16 +159,18 @@ def _collector_paused() -> Iterator[None]:
 
 
 def _render_chunk(
-    chunk: RowChunk, format_name: str, kind: RowKind, renderer: Renderer, options: DataOptions
+    chunk: RowChunk, reading: Reading, kind: RowKind, renderer: Renderer, options: DataOptions
 ) -> RowChunkResult:
     counts, problems = Counts(), list[Problem]()
     rows, numbers = list[Any](), list[int]()
     examples = 0
+    columns = Counter[tuple[str, ...]]()
     # All are parsed before one is rendered: the tables of the tokenizer and the code of the parser
     # would push each other out of the cache at every row.
-    for parsed in list(parse_chunk(chunk, format_name, problems)):
+    for parsed in list(parse_chunk(chunk, reading, problems)):
         counts.formats[parsed.format] += 1
         counts.notes.update(parsed.notes)
+        columns[parsed.columns] += 1
         try:
             kept = kind.rows(parsed, renderer, options, counts)
         except DataError as error:
@@ -173,6 +179,7 @@ def _render_chunk(
         rows += kept
         numbers += [examples] * len(kept)
         examples += 1
+    counts.count_columns(columns)
     return RowChunkResult(kind.batch(rows, numbers), examples, counts, problems, chunk.done)
 
 

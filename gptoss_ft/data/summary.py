@@ -28,6 +28,7 @@ class Counts:
         finals: trained finals.
         bare_finals: trained finals without analysis in the same action, by effort.
         notes: what else the user is told of the rows, by text.
+        columns: how columns were read, such as `question → prompt`.
     """
 
     formats: Counter[str] = field(default_factory=Counter)
@@ -39,13 +40,20 @@ class Counts:
     finals: int = 0
     bare_finals: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
+    columns: Counter[str] = field(default_factory=Counter)
+
+    def count_columns(self, read: Mapping[tuple[str, ...], int]) -> None:
+        """Counts how columns were read: lines of rows, and how many rows have them."""
+        for lines, count in read.items():
+            for line in lines:
+                self.columns[line] += count
 
     def add(self, other: Counts) -> None:
         """Adds the sums of `other`."""
         self.rows += other.rows
         self.tokens += other.tokens
         self.finals += other.finals
-        for name in ("formats", "trained", "dropped", "changed", "bare_finals", "notes"):
+        for name in ("formats", "trained", "dropped", "changed", "bare_finals", "notes", "columns"):
             getattr(self, name).update(getattr(other, name))
 
     def count(self, row: Row, effort: str) -> None:
@@ -72,6 +80,7 @@ class RowSummary:
         tokens: tokens in the rows kept; of pairs, prompts once.
         dropped, changed: examples or rows left out or changed, by what happened to them.
         notes: what else is to be known of the rows that were read, and how often.
+        columns: how columns were read, and how often.
         duplicates: examples that say what an earlier one said.
         lengths: percentiles of the row lengths in tokens.
         cached: whether the rows were rendered before.
@@ -88,6 +97,7 @@ class RowSummary:
     dropped: dict[str, int] = field(default_factory=dict)
     changed: dict[str, int] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
+    columns: dict[str, int] = field(default_factory=dict)
     duplicates: int = 0
     lengths: dict[str, int] = field(default_factory=dict)
     cached: bool = False
@@ -105,7 +115,7 @@ class RowSummary:
 
     def _fate_lines(self) -> list[str]:
         """Says what was packed, left out or changed."""
-        lines = []
+        lines = [f"columns: {listed(self.columns)}"] if self.columns else []
         if self.packed_rows:
             held_out = self.packed_validation_rows
             lines.append(
@@ -188,6 +198,7 @@ def summarise(counts: Counts, lengths: np.ndarray) -> DataSummary:
         dropped=dict(counts.dropped),
         changed=dict(counts.changed),
         notes=dict(counts.notes.most_common()),
+        columns=dict(counts.columns),
         finals=counts.finals,
         bare_finals=dict(counts.bare_finals),
         lengths=percentiles(lengths),

@@ -140,8 +140,8 @@ def _questions(options: GenerateOptions, renderer: Renderer) -> Iterator[Questio
         yield Question("prompt", options.prompt, renderer.prompt(conversation), None)
         return
     problems: list[Problem] = []
-    for where, _, example, _ in read_examples(
-        SourceOptions(options.file), problems, needs_answer=False
+    for where, _, example, *_ in read_examples(
+        SourceOptions(path=options.file), problems, needs_answer=False
     ):
         if isinstance(example, Preference):
             answer = example.chosen if options.against == "chosen" else example.rejected

@@ -61,7 +61,7 @@ def read_rows(
     renderer = Renderer(load_vocabulary(model), render or RenderOptions())
     problems: list[Problem] = []
     rows: list[TokenRow] = []
-    for where, _, example, _ in read_examples(SourceOptions(str(file)), problems):
+    for where, _, example, *_ in read_examples(SourceOptions(path=str(file)), problems):
         found = _rendered(example, where, renderer)
         if found:
             labels = found[-1].labels[:MAX_TOKENS]

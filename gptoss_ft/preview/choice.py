@@ -93,7 +93,7 @@ def _selected(
     """Yields the chosen examples, rendered; only `only` needs the others rendered as well."""
 
     def rendered(some: Iterable[ParsedRow]) -> Iterator[PreviewRow]:
-        for where, format_name, example, _ in some:
+        for where, format_name, example, *_ in some:
             try:
                 yield preview_row(where, example, renderer, format_name)
             except DataError as error:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gptoss_ft.data.formats import parse
+from gptoss_ft.data.reading import parse
 from gptoss_ft.errors import DataError
 from gptoss_ft.harmony.messages import Conversation, Message, ToolCall, ToolSpec
 

@@ -10,9 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from format_rows import detected
 from trl.data_utils import maybe_extract_prompt
 
-from gptoss_ft.data.formats import FORMATS, detect, parse
+from gptoss_ft.data.formats import FORMATS
+from gptoss_ft.data.reading import parse
 from gptoss_ft.errors import DataError
 from gptoss_ft.harmony.messages import Conversation, Message, Preference
 
@@ -45,7 +47,7 @@ def test_every_row_of_a_bundled_file_is_detected_and_read(path: Path) -> None:
     rows = rows_of(path)
     assert 4 <= len(rows) <= 6
     for row in rows:
-        assert detect(row) == ("text" if path.stem == "harmony" else path.stem)
+        assert detected(row) == ("text" if path.stem == "harmony" else path.stem)
         assert parse(row, WHERE, path.stem)
 
 
@@ -123,7 +125,7 @@ def test_the_implicit_prompt_is_trls() -> None:
 
 def test_the_table_of_detection_holds_for_bare_columns() -> None:
     found = {
-        columns: detect({column: "x" for column in columns.split()})
+        columns: detected({column: "x" for column in columns.split()})
         for columns in (
             "messages",
             "input preferred_output non_preferred_output",
@@ -171,8 +173,8 @@ def test_the_table_of_detection_holds_for_bare_columns() -> None:
         "chosen": None,
         "": None,
     }
-    assert detect({"input": [], "output": "x"}) == detect({"output": []}) == "responses"
-    assert detect({"instruction": "a", "input": "[1]", "output": "b"}) == "alpaca"
+    assert detected({"input": [], "output": "x"}) == detected({"output": []}) == "responses"
+    assert detected({"instruction": "a", "input": "[1]", "output": "b"}) == "alpaca"
 
 
 def test_columns_that_are_null_do_not_count() -> None:
@@ -180,7 +182,7 @@ def test_columns_that_are_null_do_not_count() -> None:
         "prompt": "a",
         "completion": "b",
     }
-    assert detect(row) == "prompt_completion"
+    assert detected(row) == "prompt_completion"
 
 
 def test_a_row_that_fits_no_format_names_them_all_and_the_nearest() -> None:

@@ -9,7 +9,8 @@ from format_rows import SAMPLES, WHERE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptoss_ft.data.formats import FORMATS, parse
+from gptoss_ft.data.formats import FORMATS
+from gptoss_ft.data.reading import parse
 from gptoss_ft.errors import DataError
 from gptoss_ft.harmony.messages import Example
 

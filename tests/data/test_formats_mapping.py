@@ -16,11 +16,13 @@ from format_rows import (
     TOOL,
     USER,
     WHERE,
+    detected,
     problems,
     turns,
 )
 
-from gptoss_ft.data.formats import FORMATS, KINDS, detect, parse
+from gptoss_ft.data.formats import FORMATS, KINDS
+from gptoss_ft.data.reading import parse
 from gptoss_ft.harmony.messages import (
     Conversation,
     Document,
@@ -307,7 +309,7 @@ MAPPINGS: list[tuple[str, dict[str, Any], Example]] = [
 
 @pytest.mark.parametrize(("name", "row", "example"), MAPPINGS)
 def test_a_row_becomes_the_example(name: str, row: dict[str, Any], example: Example) -> None:
-    assert detect(row) == name
+    assert detected(row) == name
     assert parse(row, WHERE) == parse(row, WHERE, name) == example
     filled = row | {"note": 1, "tols": None, "messages": row.get("messages")}
     assert parse(filled, WHERE) == example

@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
-from gptoss_ft.data.formats import parse
+from gptoss_ft.data.formats.common import RowState
+from gptoss_ft.data.layouts.plan import Reading
+from gptoss_ft.data.layouts.rows import canonical_row
+from gptoss_ft.data.reading import parse
 from gptoss_ft.errors import DataError
 
 WHERE = "rows.jsonl:7"
@@ -28,7 +31,12 @@ BROKEN = {
 RESULT = {"role": "tool", "tool_call_id": "c1", "content": "31"}
 
 
-def problems(row: dict[str, Any], name: str | None = None) -> list[tuple[str, str, str]]:
+def detected(row: dict[str, Any]) -> str | None:
+    """The format that a row is read in, None where it fits none."""
+    return canonical_row(row, Reading(), RowState("")).format or None
+
+
+def problems(row: dict[str, Any], name: str = "") -> list[tuple[str, str, str]]:
     """What, where (without the line) and mend of every problem."""
     with pytest.raises(DataError) as caught:
         parse(row, WHERE, name)

@@ -1,4 +1,4 @@
-"""Alpaca's instruction format: `instruction`, `input`, `output`, and `system` and `history`."""
+"""Alpaca's instruction format: `instruction`, `input`, `output` and `history`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from gptoss_ft.data.formats.chat import check_turns
 from gptoss_ft.data.formats.common import (
     Placed,
     RowState,
-    check_columns,
     check_text,
     decoded,
     read_effort,
@@ -18,8 +17,6 @@ from gptoss_ft.data.formats.common import (
     split_thinking,
 )
 from gptoss_ft.harmony.messages import Conversation, Message
-
-OPTIONAL = ("input", "system", "history", "reasoning_effort")
 
 
 def parse_alpaca(
@@ -31,11 +28,7 @@ def parse_alpaca(
     turns come from `history`, a list of [question, answer].
     """
     effort = read_effort(row, state)
-    check_columns(row, OPTIONAL, state)
     placed: list[Placed] = []
-    system = _optional(row.get("system"), "system", state)
-    if system:
-        placed.append(Placed("system", Message("system", system)))
     placed += _history(row.get("history"), state)
     refuse_missing(row, "instruction", state, "write what is asked")
     instruction = read_text(row.get("instruction"), "instruction", state)

@@ -17,7 +17,6 @@ from gptoss_ft.data.formats.common import (
     PlacedItem,
     RowState,
     Use,
-    check_columns,
     check_keys,
     check_text,
     decoded,
@@ -32,7 +31,6 @@ from gptoss_ft.data.formats.dialects import translated
 from gptoss_ft.data.formats.tool_calls import read_tool_calls, read_tools, result_of
 from gptoss_ft.harmony.messages import ROLES, Conversation, Message
 
-OPTIONAL_COLUMNS = ("tools", "builtin_tools", "reasoning_effort")
 MESSAGE_KEYS = frozenset(
     ("role", "content", "thinking", "tool_calls", "tool_call_id", "name", "weight")
 )
@@ -58,7 +56,6 @@ def parse_openai_chat(
     """
     effort = read_effort(row, state)
     tools = read_tools(row, state)
-    check_columns(row, OPTIONAL_COLUMNS, state)
     refuse_missing(row, "messages", state, 'write {"messages": [...]}')
     placed = read_messages(row.get("messages"), "messages", state)
     if placed and not state.problems:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -23,7 +24,8 @@ from gptoss_ft.validation import close_match
 # Below these difflib ratios an unknown key is somebody's own, above them a misspelling. A row may
 # hold any columns beside ours, so there a name has to come closer.
 MISSPELT = 0.65
-MISSPELT_COLUMN = 0.85
+# The column that the name of a field begins with.
+_HEAD = re.compile(r"[^.\[]+")
 # What JSON objects may be. Asking for Mapping alone is slow, and nearly all are dicts.
 OBJECTS = (dict, Mapping)
 TEXT_PARTS = ("text",)
@@ -56,6 +58,7 @@ class RowState:
         where: `file:line`.
         problems: in the order of the fields.
         ignore: columns and keys of messages that the user says carry nothing to train.
+        names: what the file calls a column, where the format calls it otherwise.
         functions: names of the function tools that the row declares.
         builtin: the builtin tools that it declares.
         calls: of the calls seen so far, by id: the name, and whether the tool is builtin.
@@ -66,6 +69,7 @@ class RowState:
 
     where: str
     ignore: frozenset[str] = frozenset()
+    names: dict[str, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     functions: set[str] = field(default_factory=set)
     builtin: tuple[str, ...] = ()
@@ -79,6 +83,9 @@ class RowState:
 
     def refuse(self, what: str, key: str = "", found: Any = None, mend: str = "") -> None:
         """Notes a problem of the field `key`."""
+        head = _HEAD.match(key)
+        if head and head[0] in self.names:
+            key = self.names[head[0]] + key[head.end() :]
         place = f"{self.where} {key}".strip()
         self.problems.append(Problem(what, place, "" if found is None else quote(found), mend))
 
@@ -117,17 +124,6 @@ def refuse_missing(row: Mapping[str, Any], name: str, state: RowState, mend: str
         near = nearest(name, tuple(str(other) for other in row if row[other] is not None))
         mend = f"rename `{near}` to `{name}`" if near else mend
         state.refuse(f"the row has no `{name}`", found=list(row), mend=mend)
-
-
-def check_columns(row: Mapping[str, Any], known: tuple[str, ...], state: RowState) -> None:
-    """Refuses columns that are misspellings of optional ones which the row lacks."""
-    absent = tuple(name for name in known if row.get(name) is None)
-    for name, value in row.items():
-        if value is None or name in known:
-            continue
-        near = nearest(str(name), absent, MISSPELT_COLUMN)
-        if near:
-            state.refuse("unknown key", str(name), name, f"did you mean `{near}`?")
 
 
 def check_keys(raw: Mapping[str, Any], known: frozenset[str], key: str, state: RowState) -> None:

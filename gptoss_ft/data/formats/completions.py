@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gptoss_ft.data.formats.chat import OPTIONAL_COLUMNS, check_turns, read_messages
+from gptoss_ft.data.formats.chat import check_turns, read_messages
 from gptoss_ft.data.formats.common import (
     Placed,
     RowState,
     Use,
-    check_columns,
     decoded,
     read_effort,
     read_text,
@@ -57,7 +56,6 @@ def _prompt_and_completion(
 ) -> tuple[Conversation, list[Placed]]:
     effort = read_effort(row, state)
     tools = read_tools(row, state)
-    check_columns(row, OPTIONAL_COLUMNS, state)
     refuse_missing(row, "prompt", state, MESSAGES_OR_TEXT)
     if needs_answer:
         refuse_missing(row, "completion", state, MESSAGES_OR_TEXT)

@@ -29,9 +29,10 @@ _TIME = """
 _KIND = """
     language languages lang locale country state city region header user_agent
     category categories topic topics subtopic subject subjects domain domains task task_type
-    task_name task_category tag tags keywords intent intents difficulty level grade genre style
-    problem_type question_type primary_tag other_tags persona_id skill skills
-    knowledge capability data_type
+    task_name task_category type types kind name names run_type tag tags keywords intent intents difficulty level grade genre style
+    problem_type question_type reasoning_language target_language primary_tag other_tags persona_id skill skills
+    knowledge capability data_type size lang avg_line_length max_line_length alphanum_fraction
+    line_count char_count word_count compression_ratio size_bytes blob
 """
 _MADE = """
     model models model_name model_id model_version generator generated_by generation_model
@@ -46,7 +47,7 @@ _MADE = """
     turns_count num_turns turn_count turn_index user cost price parallel_tool_calls tool_choice
     response_format raw_generation_responses
     generation_prompt distilabel_metadata used_in_training used_in_kaggle used_in in_gsm8k_train
-    inference_mode is_reasoning_complete
+    inference_mode is_reasoning_complete skip_prompt_formatting order exit_status resolved
 """
 _JUDGED = """
     score scores language_score quality quality_score similarity similarity_score

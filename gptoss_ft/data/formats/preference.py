@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from gptoss_ft.data.formats.chat import OPTIONAL_COLUMNS, check_turns, read_messages
+from gptoss_ft.data.formats.chat import check_turns, read_messages
 from gptoss_ft.data.formats.common import (
     Placed,
     RowState,
     Use,
-    check_columns,
+    check_keys,
     decoded,
     read_effort,
     refuse_missing,
@@ -27,13 +27,8 @@ from gptoss_ft.data.formats.completions import (
 from gptoss_ft.data.formats.tool_calls import read_tools
 from gptoss_ft.harmony.messages import Conversation, Message, Preference, ToolSpec
 
-# Columns in which public datasets keep the scores that chosen and rejected were told apart by.
-SCORE_COLUMNS = (
-    ("score_chosen", "score_rejected"),
-    ("chosen_score", "rejected_score"),
-    ("chosen_rating", "rejected_rating"),
-    ("chosen-rating", "rejected-rating"),
-)
+SETTINGS = ("tools", "builtin_tools", "reasoning_effort")
+INPUT_KEYS = frozenset(("messages", *SETTINGS))
 INPUT_MEND = 'write {"messages": [...]}, and `tools` beside them if there are any'
 
 
@@ -48,7 +43,7 @@ def parse_openai_preference(
     del needs_answer
     inputs = _inputs(row, state)
     # Settings belong beside the messages, and are found beside the outputs as well.
-    settings = {name: row.get(name) for name in OPTIONAL_COLUMNS}
+    settings = {name: row.get(name) for name in SETTINGS}
     settings |= {name: value for name, value in inputs.items() if value is not None}
     effort = read_effort(settings, state)
     in_row = inputs.get("tools") is None
@@ -75,7 +70,7 @@ def _inputs(row: Mapping[str, Any], state: RowState) -> Mapping[str, Any]:
         return {}
     if given.get("messages") is None:
         state.refuse("`input` has no `messages`", "input", list(given), INPUT_MEND)
-    check_columns(given, OPTIONAL_COLUMNS, state)
+    check_keys(given, INPUT_KEYS, "input", state)
     return given
 
 
@@ -85,8 +80,8 @@ def parse_trl_preference(
     """Reads one TRL preference row; both completions are needed in any case.
 
     Without `prompt` the prompt is what both message lists begin with. So it is where `prompt` is a
-    text and both lists begin with it again, as in several public datasets. Equal scores in one of
-    `SCORE_COLUMNS` make the row a tie.
+    text and both lists begin with it again, as in several public datasets. Equal scores make the
+    row a tie.
 
     Raises:
         DataError: with every problem of the row.
@@ -94,7 +89,6 @@ def parse_trl_preference(
     del needs_answer
     effort = read_effort(row, state)
     tools = read_tools(row, state)
-    check_columns(row, OPTIONAL_COLUMNS, state)
     refuse_missing(row, "chosen", state, MESSAGES_OR_TEXT)
     refuse_missing(row, "rejected", state, MESSAGES_OR_TEXT)
     raw, chosen, rejected = (row.get(name) for name in ("prompt", "chosen", "rejected"))
@@ -110,8 +104,8 @@ def parse_trl_preference(
 
 def _tied(row: Mapping[str, Any]) -> bool:
     """Returns whether the row scores both completions, and equally."""
-    scores = [(row.get(chosen), row.get(rejected)) for chosen, rejected in SCORE_COLUMNS]
-    return any(chosen is not None and chosen == rejected for chosen, rejected in scores)
+    chosen, rejected = row.get("score_chosen"), row.get("score_rejected")
+    return chosen is not None and chosen == rejected
 
 
 def _holds_prompt(raw: Any) -> bool:

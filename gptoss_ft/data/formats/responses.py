@@ -13,7 +13,6 @@ from gptoss_ft.data.formats.chat import check_turns
 from gptoss_ft.data.formats.common import (
     Placed,
     RowState,
-    check_columns,
     check_keys,
     check_text,
     decoded,
@@ -30,15 +29,17 @@ ROLES = ("system", "developer", "user", "assistant")
 TYPES = ("message", "reasoning", "function_call", "function_call_output")
 CONTENT_PARTS = ("input_text", "output_text", "text")
 REASONING_PARTS = ("reasoning_text", "summary_text", "text")
-OPTIONAL = ("instructions", "tools", "builtin_tools", "reasoning_effort")
-# What a key of each type may be a misspelling of.
+# What is read of each type, and what says nothing to train beside it.
+_ALWAYS = ("type", "id", "status", "phase", "encrypted_content", "annotations", "object")
 KEYS = {
-    "message": ("type", "role", "content", "weight"),
-    "reasoning": ("type", "summary", "content"),
-    "function_call": ("type", "call_id", "name", "arguments", "weight"),
-    "function_call_output": ("type", "call_id", "output"),
+    kind: frozenset((*_ALWAYS, *names))
+    for kind, names in {
+        "message": ("role", "content", "weight"),
+        "reasoning": ("summary", "content"),
+        "function_call": ("call_id", "name", "arguments", "weight"),
+        "function_call_output": ("call_id", "output"),
+    }.items()
 }
-IGNORED = ("id", "status", "phase", "encrypted_content", "annotations", "object")
 ITEM_MEND = f'write {{"type": …}}, the type one of {", ".join(TYPES)}'
 
 
@@ -64,7 +65,7 @@ class _ResponsesReader:
             mend = f"{ITEM_MEND}, or leave the item out"
             self.state.refuse(what, f"{key}.type", raw, mend)
             return
-        check_keys(raw, KEYS[kind], IGNORED, key, self.state)
+        check_keys(raw, KEYS[kind], key, self.state)
         readers = {
             "message": self._message,
             "reasoning": self._reasoning,
@@ -159,15 +160,7 @@ def parse_responses(
     """Reads one row of Responses items; see `parse_openai_chat` for arguments and errors."""
     effort = read_effort(row, state)
     tools = read_tools(row, state, flat=True)
-    check_columns(row, OPTIONAL, state)
     reader = _ResponsesReader(state)
-    instructions = row.get("instructions")
-    if instructions is not None and not isinstance(instructions, str):
-        mend = "write a string, or put messages into `input`"
-        state.refuse("`instructions` is not a text", "instructions", instructions, mend)
-    elif instructions:
-        text = check_text(instructions, "instructions", state)
-        reader.placed.append(Placed("instructions", Message("developer", text)))
     if row.get("items") is None and row.get("input") is None:
         refuse_missing(row, "items", state, 'write {"items": [...]} or {"input": [...]}')
     for key in ("items", "input", "output"):

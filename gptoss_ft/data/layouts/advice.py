@@ -1,0 +1,92 @@
+"""Errors about columns, each with the very argument that reads or ignores what is named."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from gptoss_ft.data.formats.common import RowState, decoded, is_empty, shell_list
+from gptoss_ft.data.formats.harmless import fold, is_harmless
+from gptoss_ft.data.layouts import names
+from gptoss_ft.data.layouts.plan import Plan
+
+
+def refuse_unread(
+    refused: Sequence[str], plan: Plan, row: Mapping[str, Any], state: RowState
+) -> None:
+    """Refuses columns with a meaning that nothing reads, all with one argument."""
+    ignoring = shell_list("data.ignore", [*refused])
+    for name in refused:
+        what = f"this column carries meaning that is not read: `{name}`"
+        state.refuse(what, name, row[name], f"say {ignoring} to train without it{_naming(plan)}")
+
+
+def _naming(plan: Plan) -> str:
+    read = {slot: source for slot, source in plan.moves if slot in names.CANONICAL}
+    return f", or name what is to be read: {columns_argument(read)} is what is read now"
+
+
+def refuse_doubt(plan: Plan, row: Mapping[str, Any], state: RowState) -> None:
+    """Refuses a row with several columns that could be the same thing."""
+    chosen = {slot: columns[0] for slot, columns in plan.doubts}
+    others = [name for _, columns in plan.doubts for name in columns[1:]]
+    others += [name for name in plan.rest if not is_empty(row[name])]
+    between = "; ".join(f"{slot}: {' or '.join(columns)}" for slot, columns in plan.doubts)
+    state.refuse(
+        f"the names of the columns leave a doubt ({between})",
+        found=[*row],
+        mend=f"say which is which: {columns_argument(chosen)} {shell_list('data.ignore', others)}",
+    )
+
+
+def refuse_unknown(plan: Plan, row: Mapping[str, Any], state: RowState) -> None:
+    """Refuses a row that fits no format, and says how its columns could be named."""
+    given = [name for name, value in row.items() if not is_empty(value)]
+    open_ = [name for name in given if not is_harmless(name)]
+    chosen = _guess(open_, row)
+    if not chosen:
+        mend = "say what the columns are: 'data.columns={prompt: NAME, completion: NAME}'"
+    else:
+        others = [name for name in open_ if name not in chosen.values()]
+        ignoring = f" {shell_list('data.ignore', others)}" if others else ""
+        mend = f"say what the columns are, if it is so: {columns_argument(chosen)}{ignoring}"
+    state.refuse("the row fits no format", found=[*row], mend=mend)
+
+
+def _guess(given: Sequence[str], row: Mapping[str, Any]) -> dict[str, str]:
+    """Returns a reading of the columns to propose, never to take."""
+    folded = {fold(name): name for name in given}
+    for first, second in names.LIKELY_PAIRS:
+        if first in folded and second in folded:
+            return {"prompt": folded[first], "completion": folded[second]}
+    lists = [name for name in given if _is_conversation(row[name])]
+    if lists:
+        return {"messages": lists[0]}
+    texts = [name for name in given if isinstance(row[name], str)]
+    prompts = [name for name in texts if fold(name) in names.PROMPTS]
+    completions = [name for name in texts if fold(name) in names.COMPLETIONS]
+    if len(texts) == 1:
+        return {"text": texts[0]}
+    if len(texts) > 1:
+        prompt = prompts[0] if prompts else next(t for t in texts if t not in completions[:1])
+        left = [name for name in (*completions, *texts) if name != prompt]
+        return {"prompt": prompt, "completion": left[0]}
+    return {}
+
+
+def _is_conversation(value: Any) -> bool:
+    value = decoded(value)
+    return isinstance(value, list) and bool(value) and all(isinstance(v, Mapping) for v in value)
+
+
+def columns_argument(columns: Mapping[str, str] | Iterable[tuple[str, str]]) -> str:
+    """Writes `data.columns` as an argument that a shell passes on unchanged."""
+    items = ", ".join(f"{slot}: {_word(source)}" for slot, source in dict(columns).items())
+    return shlex.quote(f"data.columns={{{items}}}")
+
+
+def _word(source: str) -> str:
+    plain = source.replace("_", "").replace("-", "").replace(".", "").isalnum()
+    return source if plain and source.isascii() else json.dumps(source, ensure_ascii=False)

@@ -1,0 +1,86 @@
+"""Named maps: how the columns of a well-known dataset are read, as YAML and not as code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gptoss_ft.data.layouts import names
+from gptoss_ft.errors import ConfigError, Problem
+from gptoss_ft.resources import asset
+from gptoss_ft.validation import did_you_mean, listed
+
+KEYS = ("format", "columns", "ignore")
+
+
+def map_names() -> list[str]:
+    """Returns the names of the maps that come with the package."""
+    return sorted(file.stem for file in (asset("configs") / "maps").glob("*.yaml"))
+
+
+def load_map(name: str, where: str) -> Mapping[str, Any]:
+    """Loads a map.
+
+    Args:
+        name: one of `map_names`, or a YAML file.
+        where: the setting that names it, for problems.
+
+    Returns:
+        Any of `format`, `columns` and `ignore`.
+
+    Raises:
+        ConfigError: there is no such map, or it is not one.
+    """
+    file = Path(name)
+    if file.suffix not in (".yaml", ".yml"):
+        file = asset("configs") / "maps" / f"{name}.yaml"
+        if not file.is_file():
+            known = map_names()
+            mend = f"{did_you_mean(name, known)}write {listed(known)}, or the path of a YAML file"
+            raise ConfigError(Problem("there is no such map", where, repr(name), mend))
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        mend = "correct the path"
+        raise ConfigError(Problem("the map cannot be read", where, str(error), mend)) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mend = "write YAML with `columns:` and `ignore:`"
+        raise ConfigError(Problem("the map is not YAML", str(file), str(error), mend)) from error
+    if problems := _map_problems(content, str(file)):
+        raise ConfigError(problems)
+    return content
+
+
+def _map_problems(content: Any, where: str) -> list[Problem]:
+    if not isinstance(content, Mapping):
+        mend = "write `columns: {prompt: NAME, completion: NAME}`"
+        return [Problem("the map is not an object", where, repr(content)[:80], mend)]
+    found = [
+        Problem("unknown key of a map", where, repr(key), f"write {listed(KEYS)}")
+        for key in content
+        if key not in KEYS
+    ]
+    ignore = content.get("ignore") or []
+    if not (isinstance(ignore, list) and all(isinstance(name, str) for name in ignore)):
+        found.append(Problem("`ignore` is not a list of names", where, repr(ignore)[:80]))
+    columns = content.get("columns") or {}
+    if not isinstance(columns, Mapping):
+        found.append(Problem("`columns` is not an object", where, repr(columns)[:80]))
+        return found
+    return found + columns_problems(columns, where)
+
+
+def columns_problems(columns: Mapping[Any, Any], where: str) -> list[Problem]:
+    """Finds what no format reads, and values that name no column."""
+    found = []
+    for slot, source in columns.items():
+        if slot not in names.CANONICAL:
+            mend = f"{did_you_mean(str(slot), names.CANONICAL)}write {listed(names.CANONICAL)}"
+            found.append(Problem("no format reads this", f"{where}.{slot}", repr(slot), mend))
+        elif not (isinstance(source, str) and source):
+            mend = "write the name of a column, a path or a template"
+            found.append(Problem("not the name of a column", f"{where}.{slot}", repr(source), mend))
+    return found

@@ -1,0 +1,164 @@
+"""A row with whatever columns it has, as a row with the columns of one format.
+
+Every column with content is read, carries nothing to train, is ignored because the user says so, or
+is refused: nothing is left out in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from gptoss_ft.data.formats.common import RowState, decoded, is_empty
+from gptoss_ft.data.layouts import names
+from gptoss_ft.data.layouts.advice import refuse_doubt, refuse_unknown, refuse_unread
+from gptoss_ft.data.layouts.columns import value_of
+from gptoss_ft.data.layouts.plan import (
+    LIST_MARK,
+    Plan,
+    Reading,
+    plan_of,
+)
+
+# Of these, several may be given as long as they say the same.
+MERGED = ("system", "thinking", "tools")
+# A text shorter than this stands in many others by chance.
+COPY_LENGTH = 20
+
+
+class CanonicalRow(NamedTuple):
+    """A row in the columns of a format.
+
+    Attributes:
+        format: its name.
+        row: the columns, under the format's names.
+        lines: how each column was read, for the user.
+    """
+
+    format: str
+    row: Mapping[str, Any]
+    lines: tuple[str, ...]
+
+
+def canonical_row(row: Mapping[str, Any], reading: Reading, state: RowState) -> CanonicalRow:
+    """Rewrites a row; problems go into the state.
+
+    Args:
+        row: as it was read from the file; null counts as absent.
+        reading: what the user says about the source.
+        state: of the row.
+    """
+    plan = plan_of(_signature(row), reading)
+    plan = _without_switches(plan, row)
+    read = _moved(row, plan, state)
+    if not plan.format:
+        if plan.doubts:
+            refuse_doubt(plan, row, state)
+        else:
+            refuse_unknown(plan, row, state)
+        return CanonicalRow("", read, plan.lines)
+    lines = plan.lines
+    left = [name for name in plan.rest if not is_empty(row[name])]
+    if left:
+        lines += tuple(_settle_rest(left, row, read, plan, state))
+    return CanonicalRow(plan.format, read, lines)
+
+
+def _signature(row: Mapping[str, Any]) -> tuple[str, ...]:
+    names_ = [name for name, value in row.items() if value is not None]
+    for name in ("input", "output"):
+        if name in row and isinstance(decoded(row[name]), list):
+            names_.append(name + LIST_MARK)
+    return tuple(names_)
+
+
+def _without_switches(plan: Plan, row: Mapping[str, Any]) -> Plan:
+    """Leaves out columns such as `reasoning: on`: a mode, or a request's effort, and no thinking."""
+    modes = [source for slot, source in plan.moves if slot == "thinking" and _is_mode(row, source)]
+    if not modes:
+        return plan
+    moves = tuple(move for move in plan.moves if move[1] not in modes)
+    efforts = tuple(("reasoning", name) for name in modes if isinstance(row[name], Mapping))
+    lines = [line for line in plan.lines if line.split(" →")[0] not in modes]
+    lines += [
+        f"{name}: a mode, {'its effort is read' if efforts else 'not read'}" for name in modes
+    ]
+    return plan._replace(moves=moves + efforts, lines=tuple(lines))
+
+
+def _is_mode(row: Mapping[str, Any], source: str) -> bool:
+    value = row.get(source)
+    is_word = isinstance(value, str) and value.strip().lower() in names.SWITCHES
+    return is_word or isinstance(value, bool | Mapping)
+
+
+def _moved(row: Mapping[str, Any], plan: Plan, state: RowState) -> dict[str, Any]:
+    """Reads the columns that the plan names under the names of the format."""
+    read: dict[str, Any] = {}
+    for slot, source in plan.moves:
+        value = value_of(source, row)
+        if slot in MERGED:
+            value = _merged(slot, read.get(slot), value, source, state)
+        if value is not None:
+            read[slot] = value
+            if slot != source:
+                state.names[slot] = source
+    if plan.format == "alpaca":
+        for slot, old in (("instruction", "prompt"), ("output", "completion")):
+            if old in read:
+                read[slot] = read.pop(old)
+                state.names[slot] = state.names.pop(old, old)
+    for slot in ("prompt", "completion"):
+        if isinstance(read.get(slot), Mapping) and "role" in read[slot]:
+            read[slot] = [read[slot]]
+    return read
+
+
+def _merged(slot: str, before: Any, value: Any, source: str, state: RowState) -> Any:
+    """Joins two columns that are read as one: they have to say the same."""
+    if is_empty(value) or before == value:
+        return before
+    if before is None:
+        return value
+    other = state.names.get(slot, slot)
+    what = f"`{other}` and `{source}` are both given and differ"
+    mend = f"say 'data.ignore=[{source}]' or 'data.ignore=[{other}]'"
+    state.refuse(what, source, value, mend)
+    return before
+
+
+def _settle_rest(
+    left: list[str], row: Mapping[str, Any], read: Mapping[str, Any], plan: Plan, state: RowState
+) -> Iterator[str]:
+    """Says what becomes of columns that the plan does not read, and refuses what has a meaning."""
+    refused = []
+    texts = None
+    for name in left:
+        if texts is None:
+            texts = frozenset(_texts(read))
+        if _is_copy(row[name], texts):
+            yield f"{name}: not read, the same stands in the conversation"
+        else:
+            refused.append(name)
+    if refused:
+        refuse_unread(refused, plan, row, state)
+
+
+def _is_copy(value: Any, texts: frozenset[str]) -> bool:
+    """Returns whether a text stands among others: whole, or as a part if it is not short."""
+    if not isinstance(value, str):
+        return False
+    text = value.strip()
+    return text in texts or (len(text) >= COPY_LENGTH and any(text in other for other in texts))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    value = decoded(value)
+    if isinstance(value, str):
+        yield value.strip()
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
