@@ -17,7 +17,7 @@ from gptoss_ft.validation import choice_field, dotted, field_problems, number_fi
 
 @dataclass
 class ReadingOptions:
-    """What is said about rows, wherever they are read.
+    """All that is said about rows, wherever they are read.
 
     Attributes:
         format: name of their format; empty to detect it row by row.
@@ -35,7 +35,7 @@ class ReadingOptions:
 
     @property
     def reading(self) -> Reading:
-        """What is said, the map's part and the settings' together; a setting outdoes the map.
+        """All that is said, the map's part and the settings' together; a setting outdoes the map.
 
         Raises:
             ConfigError: the map cannot be read.

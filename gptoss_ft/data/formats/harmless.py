@@ -10,16 +10,16 @@ from __future__ import annotations
 from functools import lru_cache
 
 _ORIGIN = """
-    id ids idx index uuid guid uid hash md5 sha sha1 sha256 key row rownum line number no
-    source sources origin dataset dataset_name data_source dataset_source subset split config
-    subset_name problem_source question_source input_source collection corpus url uri link href doi
-    path file file_path filename file_name filepath repo repository repository_name repo_name title
-    slug dump crawl snapshot version revision commit license licenses licence copyright author
-    authors creator annotator annotators user_id session_id conversation_id prompt_id question_id
-    trace_id traceid run_id parent_run_id parent_observation_id request_id response_id example_id
-    instance_id trajectory_id
-    custom_id message_id thread_id item_id parent_id message_tree_id hashed_ip
-    turn_identifier object object_type schema_version schemaversion project project_name
+    id ids idx index uuid guid uid hash md5 sha sha1 sha256 key row rownum line number no source
+    sources origin dataset dataset_name data_source dataset_source subset split config
+    subset_name problem_source question_source input_source collection corpus url uri link href
+    doi path file file_path filename file_name filepath repo repository repository_name
+    repo_name title slug dump crawl snapshot version revision commit license licenses licence
+    copyright author authors creator annotator annotators user_id session_id conversation_id
+    prompt_id question_id trace_id traceid run_id parent_run_id parent_observation_id request_id
+    response_id example_id instance_id trajectory_id custom_id message_id thread_id item_id
+    parent_id message_tree_id hashed_ip turn_identifier object object_type schema_version
+    schemaversion project project_name
 """
 _TIME = """
     date dates time timestamp timestamps created created_at createdat create_time created_date
@@ -27,39 +27,39 @@ _TIME = """
     endtime latency duration completed_at expires_at inserted_at last_updated
 """
 _KIND = """
-    language languages lang locale country state city region header user_agent
-    category categories topic topics subtopic subject subjects domain domains task task_type
-    task_name task_category type types kind name names run_type tag tags keywords intent intents difficulty level grade genre style
-    problem_type question_type reasoning_language target_language primary_tag other_tags persona_id skill skills
-    knowledge capability data_type size lang avg_line_length max_line_length alphanum_fraction
-    line_count char_count word_count compression_ratio size_bytes blob
+    language languages lang locale country state city region header user_agent category
+    categories topic topics subtopic subject subjects domain domains task task_type task_name
+    task_category type types kind name names run_type tag tags keywords intent intents
+    difficulty level grade genre style problem_type question_type reasoning_language
+    target_language primary_tag other_tags persona_id skill skills knowledge capability
+    data_type size lang avg_line_length max_line_length alphanum_fraction line_count char_count
+    word_count compression_ratio size_bytes blob
 """
 _MADE = """
     model models model_name model_id model_version generator generated_by generation_model
-    completion_model chosen_model rejected_model labelling_model engine provider system_fingerprint
-    service_tier
-    temperature top_p top_k max_tokens max_completion_tokens max_new_tokens seed n stop
-    stop_sequences presence_penalty
-    frequency_penalty logit_bias logprobs top_logprobs stream stream_options store
-    gen_input_config gen_config generation_config generation_kwargs sampling_params model_parameters
-    modelparameters finish_reason finish_reasons stop_reason stop_sequence usage tokens token_count
-    num_tokens n_tokens token_counts input_tokens output_tokens total_tokens length num_turns turn
+    completion_model chosen_model rejected_model labelling_model engine provider
+    system_fingerprint service_tier temperature top_p top_k max_tokens max_completion_tokens
+    max_new_tokens seed n stop stop_sequences presence_penalty frequency_penalty logit_bias
+    logprobs top_logprobs stream stream_options store gen_input_config gen_config
+    generation_config generation_kwargs sampling_params model_parameters modelparameters
+    finish_reason finish_reasons stop_reason stop_sequence usage tokens token_count num_tokens
+    n_tokens token_counts input_tokens output_tokens total_tokens length num_turns turn
     turns_count num_turns turn_count turn_index user cost price parallel_tool_calls tool_choice
-    response_format raw_generation_responses
-    generation_prompt distilabel_metadata used_in_training used_in_kaggle used_in in_gsm8k_train
-    inference_mode is_reasoning_complete skip_prompt_formatting order exit_status resolved
+    response_format raw_generation_responses generation_prompt distilabel_metadata
+    used_in_training used_in_kaggle used_in in_gsm8k_train inference_mode is_reasoning_complete
+    skip_prompt_formatting order exit_status resolved
 """
 _JUDGED = """
     score scores language_score quality quality_score similarity similarity_score
     min_neighbor_distance min_similar_conversation_id neighbor_distance embedding embeddings
-    perplexity ppl toxic toxicity redacted moderation openai_moderation detoxify detoxify_moderation
-    llama_guard llama_guard_2 safe flagged pass_rate pass_rate_72b_tir
-    correctness_count correctness_math_verify correctness_llama
-    instruct_reward reward_model task_category_confidence difficulty_score
+    perplexity ppl toxic toxicity redacted moderation openai_moderation detoxify
+    detoxify_moderation llama_guard llama_guard_2 safe flagged pass_rate pass_rate_72b_tir
+    correctness_count correctness_math_verify correctness_llama instruct_reward reward_model
+    task_category_confidence difficulty_score
 """
 _BESIDE = """
-    metadata meta meta_data extra extra_info info annotation annotations comment comments note notes
-    status index_name avatar avatarurl avatar_url views likes upvotes votes
+    metadata meta meta_data extra extra_info info annotation annotations comment comments note
+    notes status index_name avatar avatarurl avatar_url views likes upvotes votes
 """
 NAMES = frozenset(" ".join((_ORIGIN, _TIME, _KIND, _MADE, _JUDGED, _BESIDE)).split())
 # A name that ends so is an identity, a place, a time or a count, whatever stands before it.

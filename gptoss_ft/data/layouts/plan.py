@@ -1,4 +1,4 @@
-"""Which column of a row is read as what, decided by the columns' names and remembered by them.
+"""Plans of how columns are read, made from their names and remembered by them.
 
 A plan is made once for each set of columns. It says the format, where the format's columns come
 from, which columns carry nothing to train, and which are left over; what is left over and holds
@@ -47,7 +47,7 @@ ANSWERING = (*CONVERSATIONAL, "prompt_completion", "alpaca", "kto", "responses")
 
 @dataclass(frozen=True)
 class Reading:
-    """What the user says about the rows of a source.
+    """A user's word on the rows of a source.
 
     Attributes:
         format: name of their format; empty to detect it.
@@ -61,7 +61,7 @@ class Reading:
 
 
 class Plan(NamedTuple):
-    """How rows with certain columns are read.
+    """The way in which rows with certain columns are read.
 
     Attributes:
         format: empty where the names fit none, or leave a doubt.

@@ -10,9 +10,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from gptoss_ft.data.formats.common import RowState, decoded, is_empty
+from gptoss_ft.data.formats.harmless import is_harmless
 from gptoss_ft.data.layouts import names
 from gptoss_ft.data.layouts.advice import refuse_doubt, refuse_unknown, refuse_unread
 from gptoss_ft.data.layouts.columns import value_of
+from gptoss_ft.data.layouts.layout import LAYOUTS, Layout
 from gptoss_ft.data.layouts.plan import (
     LIST_MARK,
     Plan,
@@ -20,6 +22,8 @@ from gptoss_ft.data.layouts.plan import (
     plan_of,
 )
 
+# Formats that a row may seem to have which is laid out in a way of its own.
+UNSETTLED = ("", "responses", "prompt_completion")
 # Of these, several may be given as long as they say the same.
 MERGED = ("system", "thinking", "tools")
 # A text shorter than this stands in many others by chance.
@@ -49,19 +53,47 @@ def canonical_row(row: Mapping[str, Any], reading: Reading, state: RowState) -> 
         state: of the row.
     """
     plan = plan_of(_signature(row), reading)
+    left = [name for name in plan.rest if not is_empty(row[name])]
+    if not reading.columns and (left or plan.format in UNSETTLED):
+        known = _without(row, reading.ignore)
+        layout = next((one for one in LAYOUTS if one.fits(known)), None)
+        if layout is not None:
+            return _laid_out(layout, known, reading, state)
+    return _planned(row, plan, left, state)
+
+
+def _planned(row: Mapping[str, Any], plan: Plan, left: list[str], state: RowState) -> CanonicalRow:
     plan = _without_switches(plan, row)
     read = _moved(row, plan, state)
     if not plan.format:
-        if plan.doubts:
-            refuse_doubt(plan, row, state)
-        else:
-            refuse_unknown(plan, row, state)
+        refuse = refuse_doubt if plan.doubts else refuse_unknown
+        refuse(plan, row, state)
         return CanonicalRow("", read, plan.lines)
     lines = plan.lines
-    left = [name for name in plan.rest if not is_empty(row[name])]
     if left:
         lines += tuple(_settle_rest(left, row, read, plan, state))
     return CanonicalRow(plan.format, read, lines)
+
+
+def _without(row: Mapping[str, Any], ignored: frozenset[str]) -> Mapping[str, Any]:
+    return {key: value for key, value in row.items() if key not in ignored} if ignored else row
+
+
+def _laid_out(
+    layout: Layout, row: Mapping[str, Any], reading: Reading, state: RowState
+) -> CanonicalRow:
+    """Reads a row that is laid out as an export or a pair, and then as its format."""
+    reads = layout.reads(row)
+    others = [name for name in row if name not in reads and not is_empty(row[name])]
+    left = [name for name in others if not is_harmless(name)]
+    converted = layout.convert(row, state)
+    if left:
+        refuse_unread(left, plan_of((), Reading()), row, state)
+    plan = plan_of(_signature(converted), Reading(reading.format))
+    lines = [f"{name}: read as {layout.name}" for name in row if name in reads]
+    lines += [f"{name}: not read" for name in others if name not in left]
+    read = _planned(converted, plan, [*plan.rest], state)
+    return read._replace(lines=tuple(lines))
 
 
 def _signature(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -73,7 +105,7 @@ def _signature(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _without_switches(plan: Plan, row: Mapping[str, Any]) -> Plan:
-    """Leaves out columns such as `reasoning: on`: a mode, or a request's effort, and no thinking."""
+    """Leaves out columns such as `reasoning: on`: a mode, or an effort, and no thinking."""
     modes = [source for slot, source in plan.moves if slot == "thinking" and _is_mode(row, source)]
     if not modes:
         return plan

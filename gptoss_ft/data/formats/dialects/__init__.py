@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from gptoss_ft.data.formats.common import OBJECTS, PlacedItem, RowState
-from gptoss_ft.data.formats.dialects import authors
+from gptoss_ft.data.formats.dialects import authors, turn_pairs
 
 
 class Dialect(NamedTuple):
@@ -28,6 +28,7 @@ DIALECTS = (Dialect(authors.fits, authors.convert),)
 
 def translated(items: list[PlacedItem], state: RowState) -> list[PlacedItem]:
     """Rewrites a list of messages; those that are no objects are left as they are."""
+    items = turn_pairs.unrolled(items, state)
     for dialect in DIALECTS:
         if any(isinstance(item, OBJECTS) and dialect.fits(item) for _, item in items):
             items = dialect.convert(items, state)
