@@ -69,6 +69,10 @@ def preview(
     if not rows:
         raise DataError(_nothing(options))
     lines = [*summary, *_summary(rows, len(found) > len(rows), options, vocabulary)]
+    for line in column_lines(rows):
+        say(line)
+    if options.columns:
+        return rows
     show_terminal(rows, vocabulary, console or Console())
     for line in lines:
         say(line)
@@ -84,6 +88,21 @@ def preview(
     return rows
 
 
+def column_lines(rows: Sequence[PreviewRow]) -> list[str]:
+    """Says how the columns of some rows were read, and what else is to be known of them."""
+    columns = Counter(line for row in rows for line in row.columns)
+    notes = sum((Counter(row.notes) for row in rows), Counter[str]())
+    return [
+        "columns:",
+        *(f"  {line}{_in_some(count, len(rows))}" for line, count in columns.items()),
+        *(f"note: {text} ({count:,} times)" for text, count in notes.items()),
+    ]
+
+
+def _in_some(count: int, rows: int) -> str:
+    return "" if count == rows else f" (in {count:,} of {rows:,} rows)"
+
+
 def _selected(
     examples: Iterable[ParsedRow],
     renderer: Renderer,
@@ -93,9 +112,10 @@ def _selected(
     """Yields the chosen examples, rendered; only `only` needs the others rendered as well."""
 
     def rendered(some: Iterable[ParsedRow]) -> Iterator[PreviewRow]:
-        for where, format_name, example, *_ in some:
+        for where, format_name, example, notes, columns in some:
             try:
-                yield preview_row(where, example, renderer, format_name)
+                row = preview_row(where, example, renderer, format_name)
+                yield replace(row, columns=columns, notes=notes)
             except DataError as error:
                 problems.extend(replace(one, where=one.where or where) for one in error.problems)
 

@@ -35,6 +35,7 @@ class PreviewOptions:
             final, tool_call), that train a final without analysis (bare), that make several rows
             (split), or of which nothing is trained (untrained); empty for all.
         limit: no more examples than this are shown.
+        columns: say only how the columns of these examples are read.
         html: file to write the page to, or empty.
     """
 
@@ -44,6 +45,7 @@ class PreviewOptions:
     seed: int = 0
     only: str = choice_field("", ("", *CHANNELS, "bare", "split", "untrained"))
     limit: int = number_field(100, least=1)
+    columns: bool = False
     html: str = path_field()
 
     def problems(self, key: str = "") -> list[Problem]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby, pairwise
 from typing import NamedTuple
@@ -145,6 +145,8 @@ class PreviewRow:
         rows: its training rows; of a preference two, the chosen and the rejected one.
         note: what a reader should know about it; empty for nothing.
         label: of `kto`, whether the completion is a good one.
+        columns: how each column was read.
+        notes: what else the user is told of the row, counted.
     """
 
     where: str
@@ -153,6 +155,8 @@ class PreviewRow:
     rows: Sequence[Row]
     note: str = ""
     label: bool | None = None
+    columns: tuple[str, ...] = ()
+    notes: Mapping[str, int] = field(default_factory=dict)
 
 
 def preview_row(
