@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from gptoss_ft.data.formats import FORMATS
 from gptoss_ft.data.layouts.maps import columns_problems, load_map
@@ -30,7 +31,8 @@ class ReadingOptions:
 
     format: str = choice_field("", ("", *FORMATS), "unknown format")
     map: str = path_field()
-    columns: dict[str, str] = field(default_factory=dict)
+    # A mapping of texts; typed so, OmegaConf would refuse keys that the schema does not have.
+    columns: Any = None
     ignore: list[str] = field(default_factory=list)
 
     @property
@@ -41,14 +43,14 @@ class ReadingOptions:
             ConfigError: the map cannot be read.
         """
         known = load_map(self.map, "map") if self.map else {}
-        columns = {**(known.get("columns") or {}), **self.columns}
+        columns = {**(known.get("columns") or {}), **(self.columns or {})}
         ignore = frozenset((*(known.get("ignore") or ()), *self.ignore))
         return Reading(self.format or known.get("format", ""), tuple(columns.items()), ignore)
 
     def problems(self, key: str = "") -> list[Problem]:
         """Finds values out of range and maps that are none; `key` is the config prefix."""
         found = field_problems(self, key)
-        found += columns_problems(self.columns, dotted(key, "columns"))
+        found += columns_problems(self.columns or {}, dotted(key, "columns"))
         if self.map:
             try:
                 load_map(self.map, dotted(key, "map"))

@@ -10,41 +10,56 @@ from typing import Any
 from gptoss_ft.data.formats.common import RowState, decoded, is_empty, shell_list
 from gptoss_ft.data.formats.harmless import fold, is_harmless
 from gptoss_ft.data.layouts import names
+from gptoss_ft.data.layouts.columns import paths_of
+from gptoss_ft.data.layouts.maps import load_map, matching_maps
 from gptoss_ft.data.layouts.plan import Plan
 
 
 def refuse_unread(
     refused: Sequence[str], plan: Plan, row: Mapping[str, Any], state: RowState
 ) -> None:
-    """Refuses columns with a meaning that nothing reads, all with one argument."""
-    ignoring = shell_list("data.ignore", [*refused])
+    """Refuses columns with a meaning that nothing reads, each with the one argument for them all."""
+    ignoring = f"say {shell_list('data.ignore', refused)} to train without it"
+    read = {slot: source for slot, source in plan.moves if slot in names.CANONICAL}
+    naming = (
+        f", or name what it is as in {columns_argument(read)}, which is read now" if read else ""
+    )
     for name in refused:
         what = f"this column carries meaning that is not read: `{name}`"
-        state.refuse(what, name, row[name], f"say {ignoring} to train without it{_naming(plan)}")
+        mend = f"{ignoring}{naming}{_map_advice(row, refused)}"
+        state.refuse(what, name, row[name], mend)
 
 
-def _naming(plan: Plan) -> str:
-    read = {slot: source for slot, source in plan.moves if slot in names.CANONICAL}
-    return f", or name what is to be read: {columns_argument(read)} is what is read now"
+def _map_advice(row: Mapping[str, Any], open_: Sequence[str]) -> str:
+    """Names the map that knows the row's columns, if there is one."""
+    given = [name for name, value in row.items() if value is not None]
+    for name in matching_maps(given):
+        known = load_map(name, name)
+        sources = (known.get("columns") or {}).values()
+        read = {path.split(".")[0] for source in sources for path in paths_of(source)}
+        if {*open_} <= read | {*(known.get("ignore") or ())}:
+            return f", or data.map={name}"
+    return ""
 
 
 def refuse_doubt(plan: Plan, row: Mapping[str, Any], state: RowState) -> None:
     """Refuses a row with several columns that could be the same thing."""
     chosen = {slot: columns[0] for slot, columns in plan.doubts}
     others = [name for _, columns in plan.doubts for name in columns[1:]]
-    others += [name for name in plan.rest if not is_empty(row[name])]
+    others += [name for name in plan.rest if not is_empty(row[name]) and name not in others]
+    others = [name for name in others if name not in chosen.values()]
     between = "; ".join(f"{slot}: {' or '.join(columns)}" for slot, columns in plan.doubts)
+    mend = f"say which is which: {columns_argument(chosen)} {shell_list('data.ignore', others)}"
     state.refuse(
         f"the names of the columns leave a doubt ({between})",
         found=[*row],
-        mend=f"say which is which: {columns_argument(chosen)} {shell_list('data.ignore', others)}",
+        mend=f"{mend}{_map_advice(row, others)}",
     )
 
 
 def refuse_unknown(plan: Plan, row: Mapping[str, Any], state: RowState) -> None:
     """Refuses a row that fits no format, and says how its columns could be named."""
-    given = [name for name, value in row.items() if not is_empty(value)]
-    open_ = [name for name in given if not is_harmless(name)]
+    open_ = [n for n, value in row.items() if not is_empty(value) and not is_harmless(n)]
     chosen = _guess(open_, row)
     if not chosen:
         mend = "say what the columns are: 'data.columns={prompt: NAME, completion: NAME}'"
@@ -52,7 +67,7 @@ def refuse_unknown(plan: Plan, row: Mapping[str, Any], state: RowState) -> None:
         others = [name for name in open_ if name not in chosen.values()]
         ignoring = f" {shell_list('data.ignore', others)}" if others else ""
         mend = f"say what the columns are, if it is so: {columns_argument(chosen)}{ignoring}"
-    state.refuse("the row fits no format", found=[*row], mend=mend)
+    state.refuse("the row fits no format", found=[*row], mend=f"{mend}{_map_advice(row, open_)}")
 
 
 def _guess(given: Sequence[str], row: Mapping[str, Any]) -> dict[str, str]:

@@ -41,8 +41,14 @@ def value_of(source: str, row: Mapping[str, Any]) -> Any:
 
 def columns_of(source: str) -> tuple[str, ...]:
     """Returns the columns that a value of `data.columns` reads, of a path its first word."""
-    paths = tuple(fields_of(source)) if is_template(source) else (source,)
-    return tuple(name for path in paths for name in dict.fromkeys((path, path.split(".")[0])))
+    return tuple(
+        name for path in paths_of(source) for name in dict.fromkeys((path, path.split(".")[0]))
+    )
+
+
+def paths_of(source: str) -> tuple[str, ...]:
+    """Returns the paths of a template, or the path itself."""
+    return fields_of(source) if is_template(source) else (source,)
 
 
 @lru_cache(maxsize=256)

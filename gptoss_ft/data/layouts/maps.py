@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from gptoss_ft.data.layouts import names
+from gptoss_ft.data.layouts.columns import paths_of
 from gptoss_ft.errors import ConfigError, Problem
 from gptoss_ft.resources import asset
 from gptoss_ft.validation import did_you_mean, listed
@@ -54,6 +55,21 @@ def load_map(name: str, where: str) -> Mapping[str, Any]:
     return content
 
 
+def matching_maps(given: Collection[str]) -> list[str]:
+    """Returns the maps that come with the package and read all of their columns from a row.
+
+    Args:
+        given: the row's columns that hold something.
+    """
+    found = []
+    for name in map_names():
+        columns = (load_map(name, name).get("columns") or {}).values()
+        paths = {path.split(".")[0] for source in columns for path in paths_of(source)}
+        if paths and paths <= set(given):
+            found.append((len(paths), name))
+    return [name for _, name in sorted(found, reverse=True)]
+
+
 def _map_problems(content: Any, where: str) -> list[Problem]:
     if not isinstance(content, Mapping):
         mend = "write `columns: {prompt: NAME, completion: NAME}`"
@@ -67,14 +83,14 @@ def _map_problems(content: Any, where: str) -> list[Problem]:
     if not (isinstance(ignore, list) and all(isinstance(name, str) for name in ignore)):
         found.append(Problem("`ignore` is not a list of names", where, repr(ignore)[:80]))
     columns = content.get("columns") or {}
-    if not isinstance(columns, Mapping):
-        found.append(Problem("`columns` is not an object", where, repr(columns)[:80]))
-        return found
     return found + columns_problems(columns, where)
 
 
-def columns_problems(columns: Mapping[Any, Any], where: str) -> list[Problem]:
+def columns_problems(columns: Any, where: str) -> list[Problem]:
     """Finds what no format reads, and values that name no column."""
+    if not isinstance(columns, Mapping):
+        mend = "write {prompt: NAME, completion: NAME}"
+        return [Problem("not an object of names", where, repr(columns)[:80], mend)]
     found = []
     for slot, source in columns.items():
         if slot not in names.CANONICAL:
