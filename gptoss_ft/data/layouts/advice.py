@@ -19,15 +19,36 @@ def refuse_unread(
     refused: Sequence[str], plan: Plan, row: Mapping[str, Any], state: RowState
 ) -> None:
     """Refuses columns with a meaning that nothing reads, each with the one argument for them all."""
-    ignoring = f"say {shell_list('data.ignore', refused)} to train without it"
+    mend = _unread_advice(refused, plan, row)
+    for name in refused:
+        what = f"this column carries meaning that is not read: `{name}`"
+        state.refuse(what, name, row[name], mend)
+
+
+def _unread_advice(refused: Sequence[str], plan: Plan, row: Mapping[str, Any]) -> str:
     read = {slot: source for slot, source in plan.moves if slot in names.CANONICAL}
+    ignoring = shell_list("data.ignore", refused)
+    if better := _better_completion(refused, read, row):
+        others = [name for name in (*read.values(), *refused) if name not in better.values()]
+        said = f"{columns_argument(better)} {shell_list('data.ignore', others)}"
+        return f"say which column is the answer: {said}; or {ignoring} to keep it as it is"
+    known = _map_advice(row, refused)
     naming = (
         f", or name what it is as in {columns_argument(read)}, which is read now" if read else ""
     )
-    for name in refused:
-        what = f"this column carries meaning that is not read: `{name}`"
-        mend = f"{ignoring}{naming}{_map_advice(row, refused)}"
-        state.refuse(what, name, row[name], mend)
+    return f"say {f'{known}, or ' if known else ''}{ignoring} to train without it{naming}"
+
+
+def _better_completion(
+    refused: Sequence[str], read: Mapping[str, str], row: Mapping[str, Any]
+) -> dict[str, str]:
+    """Returns the reading in which a refused column is the completion, if it is the longer text."""
+    now = read.get("completion")
+    others = [name for name in refused if fold(name) in names.COMPLETIONS]
+    if now is None or not others:
+        return {}
+    best = max((now, *others), key=lambda name: len(str(row.get(name) or "")))
+    return {} if best == now else {**read, "completion": best}
 
 
 def _map_advice(row: Mapping[str, Any], open_: Sequence[str]) -> str:
@@ -37,8 +58,9 @@ def _map_advice(row: Mapping[str, Any], open_: Sequence[str]) -> str:
         known = load_map(name, name)
         sources = (known.get("columns") or {}).values()
         read = {path.split(".")[0] for source in sources for path in paths_of(source)}
-        if {*open_} <= read | {*(known.get("ignore") or ())}:
-            return f", or data.map={name}"
+        ignored = {*(known.get("ignore") or ())}
+        if {*open_} <= read | ignored and 2 * len((read | ignored) & {*given}) >= len(ignored):
+            return f"data.map={name}"
     return ""
 
 
@@ -53,7 +75,7 @@ def refuse_doubt(plan: Plan, row: Mapping[str, Any], state: RowState) -> None:
     state.refuse(
         f"the names of the columns leave a doubt ({between})",
         found=[*row],
-        mend=f"{mend}{_map_advice(row, others)}",
+        mend=_with_map(mend, row, others),
     )
 
 
@@ -67,7 +89,12 @@ def refuse_unknown(plan: Plan, row: Mapping[str, Any], state: RowState) -> None:
         others = [name for name in open_ if name not in chosen.values()]
         ignoring = f" {shell_list('data.ignore', others)}" if others else ""
         mend = f"say what the columns are, if it is so: {columns_argument(chosen)}{ignoring}"
-    state.refuse("the row fits no format", found=[*row], mend=f"{mend}{_map_advice(row, open_)}")
+    state.refuse("the row fits no format", found=[*row], mend=_with_map(mend, row, open_))
+
+
+def _with_map(mend: str, row: Mapping[str, Any], open_: Sequence[str]) -> str:
+    known = _map_advice(row, open_)
+    return f"say {known}; or {mend}" if known else mend
 
 
 def _guess(given: Sequence[str], row: Mapping[str, Any]) -> dict[str, str]:
@@ -75,7 +102,9 @@ def _guess(given: Sequence[str], row: Mapping[str, Any]) -> dict[str, str]:
     folded = {fold(name): name for name in given}
     for first, second in names.LIKELY_PAIRS:
         if first in folded and second in folded:
-            return {"prompt": folded[first], "completion": folded[second]}
+            thinking = [name for name in given if fold(name) in names.THINKING]
+            thought = {"thinking": thinking[0]} if len(thinking) == 1 else {}
+            return {"prompt": folded[first], **thought, "completion": folded[second]}
     lists = [name for name in given if _is_conversation(row[name])]
     if lists:
         return {"messages": lists[0]}
@@ -85,10 +114,19 @@ def _guess(given: Sequence[str], row: Mapping[str, Any]) -> dict[str, str]:
     if len(texts) == 1:
         return {"text": texts[0]}
     if len(texts) > 1:
-        prompt = prompts[0] if prompts else next(t for t in texts if t not in completions[:1])
-        left = [name for name in (*completions, *texts) if name != prompt]
-        return {"prompt": prompt, "completion": left[0]}
+        return _guessed_pair(texts, prompts, completions)
     return {}
+
+
+def _guessed_pair(
+    texts: Sequence[str], prompts: Sequence[str], completions: Sequence[str]
+) -> dict[str, str]:
+    thinking = [name for name in texts if fold(name) in names.THINKING]
+    texts = [name for name in texts if name not in thinking[:1]] if len(texts) > 2 else texts
+    prompt = prompts[0] if prompts else next(name for name in texts if name not in completions[:1])
+    left = [name for name in (*completions, *texts) if name != prompt]
+    thought = {"thinking": thinking[0]} if thinking and thinking[0] not in (prompt, left[0]) else {}
+    return {"prompt": prompt, **thought, "completion": left[0]}
 
 
 def _is_conversation(value: Any) -> bool:
