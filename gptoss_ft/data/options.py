@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_ft.data.formats import FORMATS
-from gptoss_ft.data.layouts.maps import columns_problems, load_map
+from gptoss_ft.data.layouts.maps import columns_problems, load_map, map_problems
 from gptoss_ft.data.layouts.plan import Reading
-from gptoss_ft.errors import ConfigError, Problem
+from gptoss_ft.errors import Problem
 from gptoss_ft.harmony.options import RenderOptions
 from gptoss_ft.harmony.vocabulary import CONTEXT_TOKENS
 from gptoss_ft.validation import choice_field, dotted, field_problems, number_field, path_field
@@ -51,12 +51,7 @@ class ReadingOptions:
         """Finds values out of range and maps that are none; `key` is the config prefix."""
         found = field_problems(self, key)
         found += columns_problems(self.columns or {}, dotted(key, "columns"))
-        if self.map:
-            try:
-                load_map(self.map, dotted(key, "map"))
-            except ConfigError as error:
-                found += error.problems
-        return found
+        return found + map_problems(self.map, dotted(key, "map"))
 
 
 @dataclass

@@ -141,7 +141,7 @@ def _questions(options: GenerateOptions, renderer: Renderer) -> Iterator[Questio
         return
     problems: list[Problem] = []
     for where, _, example, *_ in read_examples(
-        SourceOptions(path=options.file), problems, needs_answer=False
+        SourceOptions(path=options.file, map=options.map), problems, needs_answer=False
     ):
         if isinstance(example, Preference):
             answer = example.chosen if options.against == "chosen" else example.rejected

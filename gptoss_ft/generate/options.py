@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from gptoss_ft.data.layouts.maps import map_problems
 from gptoss_ft.errors import Problem
 from gptoss_ft.harmony.messages import EFFORTS
 from gptoss_ft.harmony.options import RenderOptions
@@ -27,6 +28,7 @@ class GenerateOptions:
         prompt: one user message.
         file: conversations in any format, asked instead of a prompt: each one's last answer is
             generated anew from the true history before it, and compared with the one in the file.
+        map: how the columns of `file` are read, as in `data.map`.
         against: which completion a preference pair is a conversation with: chosen or rejected.
         system: instructions for the prompt, as a developer message.
         effort: reasoning effort where a conversation names none: low, medium or high.
@@ -45,6 +47,7 @@ class GenerateOptions:
     adapter: str = path_field()
     prompt: str = text_field()
     file: str = path_field()
+    map: str = path_field()
     against: str = choice_field("chosen", ("chosen", "rejected"))
     system: str = text_field()
     effort: str = choice_field("medium", EFFORTS, "unknown effort")
@@ -63,6 +66,7 @@ class GenerateOptions:
         # The effort of `render` is not asked: `effort` stands in its place.
         render = replace(self.render, effort=EFFORTS[0])
         found = [*render.problems(dotted(key, "render")), *field_problems(self, key)]
+        found += map_problems(self.map, dotted(key, "map"))
         if not self.model:
             found.append(Problem("no model", dotted(key, "model"), mend="say model=DIR"))
         if bool(self.prompt) == bool(self.file):
@@ -73,6 +77,11 @@ class GenerateOptions:
                     f"prompt={self.prompt!r}, file={self.file!r}",
                     'say prompt="TEXT" for one question, or file=F for a file of conversations',
                 )
+            )
+        if self.map and not self.file:
+            mend = "say file=FILE, or leave it out"
+            found.append(
+                Problem("only a file is read by a map", dotted(key, "map"), self.map, mend)
             )
         if self.system and self.file:
             mend = "put the instructions into the file's rows"

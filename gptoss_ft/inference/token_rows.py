@@ -42,7 +42,7 @@ class TokenRow:
 
 
 def read_rows(
-    model: Path, file: Path, count: int, render: RenderOptions | None = None
+    model: Path, file: Path, count: int, render: RenderOptions | None = None, *, map: str = ""
 ) -> list[TokenRow]:
     """Reads the first `count` rows of a data file in any format, rendered as for training.
 
@@ -54,6 +54,7 @@ def read_rows(
         file: the data.
         count: largest number of rows.
         render: identity, date and the like; None for the defaults of training.
+        map: how the columns of the rows are read, as in `data.map`.
 
     Raises:
         DataError: the file cannot be read, a row is bad, or none of them has an answer.
@@ -61,7 +62,7 @@ def read_rows(
     renderer = Renderer(load_vocabulary(model), render or RenderOptions())
     problems: list[Problem] = []
     rows: list[TokenRow] = []
-    for where, _, example, *_ in read_examples(SourceOptions(path=str(file)), problems):
+    for where, _, example, *_ in read_examples(SourceOptions(path=str(file), map=map), problems):
         found = _rendered(example, where, renderer)
         if found:
             labels = found[-1].labels[:MAX_TOKENS]

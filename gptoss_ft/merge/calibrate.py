@@ -189,7 +189,13 @@ def round_expert(
 
 
 def calibrate(
-    checkpoint: Checkpoint, changes: Changes, file: Path, rows: int, folder: Path
+    checkpoint: Checkpoint,
+    changes: Changes,
+    file: Path,
+    rows: int,
+    folder: Path,
+    *,
+    map: str = "",
 ) -> Calibration:
     """Runs the tuned model over calibration rows, or opens what an earlier run left.
 
@@ -199,26 +205,27 @@ def calibrate(
         file: conversations, best the training data.
         rows: how many of them; no more than fill `TOKENS` are used.
         folder: where inputs go, about `layers * tokens * (2 * hidden + k)` bytes.
+        map: how the columns of the conversations are read, as in `data.map`.
 
     Raises:
         DataError: the file cannot be read or holds bad rows.
         MergeError: too few rows to hold one out.
     """
     if not (folder / DONE).is_file():
-        used = calibration_rows(checkpoint.path, file, rows)
+        used = calibration_rows(checkpoint.path, file, rows, map=map)
         folder.mkdir(parents=True, exist_ok=True)
         _collect(tuned_model(checkpoint, changes), used, folder)
     return Calibration(checkpoint, changes, folder)
 
 
-def calibration_rows(model: Path, file: Path, count: int) -> list[TokenRow]:
+def calibration_rows(model: Path, file: Path, count: int, *, map: str = "") -> list[TokenRow]:
     """Reads the rows to calibrate on: the first `count`, no more of them than fill `TOKENS`.
 
     Raises:
         DataError: the file cannot be read or holds bad rows.
         MergeError: too few rows to hold one out.
     """
-    used = _within(read_rows(model, file, count), TOKENS)
+    used = _within(read_rows(model, file, count, map=map), TOKENS)
     if len(used) < HELD_OUT_EVERY:
         raise MergeError(
             Problem(

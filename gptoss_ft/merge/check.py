@@ -79,7 +79,9 @@ def calibration_problems(options: MergeOptions) -> list[Problem]:
     from gptoss_ft.merge.calibrate import calibration_rows  # the model and the renderer
 
     try:
-        calibration_rows(Path(options.base), Path(options.calibration), options.calibration_rows)
+        calibration_rows(
+            Path(options.base), Path(options.calibration), options.calibration_rows, map=options.map
+        )
     except GptOssFtError as error:
         return list(error.problems)
     return []

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gptoss_ft.data.layouts.maps import map_problems
 from gptoss_ft.errors import Problem
 from gptoss_ft.validation import choice_field, dotted, field_problems, number_field, path_field
 
@@ -31,6 +32,7 @@ class MergeOptions:
             adapters that train no expert. Empty: `copy` or `adapter`, whichever fits.
         weights: how much of each adapter to add, 1 each when empty.
         calibration: file of conversations for `gptq`, best the training data.
+        map: how the columns of `calibration` are read, as in `data.map`.
         calibration_rows: how many of its conversations to use, from the first one on.
         statistics: measure what the merge changed, for the report.
         force: accept a rounding that is known to lose much of the fine-tune.
@@ -45,6 +47,7 @@ class MergeOptions:
     experts: str = choice_field("", ("", *EXPERTS), "unknown treatment of experts")
     weights: list[float] = field(default_factory=list)
     calibration: str = path_field()
+    map: str = path_field()
     calibration_rows: int = number_field(256, least=1)
     statistics: bool = True
     force: bool = False
@@ -69,6 +72,7 @@ class MergeOptions:
             *field_problems(self, key),
             *self._experts_problems(key),
             *self._weight_problems(key),
+            *map_problems(self.map, dotted(key, "map")),
         ]
 
     def _folder_problems(self, key: str) -> Iterator[Problem]:
@@ -91,6 +95,11 @@ class MergeOptions:
         if self.calibration and self.experts != "gptq":
             mend = "say experts=gptq, or leave it out"
             yield Problem("only experts=gptq calibrates", calibration, self.calibration, mend)
+        if self.map and not self.calibration:
+            mend = "say calibration=FILE, or leave it out"
+            yield Problem(
+                "only calibration rows are read by a map", dotted(key, "map"), self.map, mend
+            )
 
     def _weight_problems(self, key: str) -> Iterator[Problem]:
         where = dotted(key, "weights")

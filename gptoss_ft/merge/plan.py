@@ -91,6 +91,7 @@ def _inputs(
         "to": options.to,
         "experts": options.experts,
         "calibration": sha256_file(Path(options.calibration)) if options.calibration else None,
+        "map": options.map if options.calibration else None,
         "calibration_rows": options.calibration_rows if options.calibration else None,
         "statistics": options.statistics,
         "max_shard_gb": options.max_shard_gb,

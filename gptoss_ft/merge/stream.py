@@ -148,7 +148,7 @@ def _rounder(plan: MergePlan, journal: Journal) -> Rounder | None:
 
     options, folder = plan.options, journal.folder / CALIBRATION
     rows, file = options.calibration_rows, Path(options.calibration)
-    return calibrate(plan.checkpoint, plan.changes, file, rows, folder)
+    return calibrate(plan.checkpoint, plan.changes, file, rows, folder, map=options.map)
 
 
 def _progress(total: int) -> tqdm:

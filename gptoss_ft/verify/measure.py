@@ -123,7 +123,7 @@ def _open(options: VerifyOptions) -> _Inputs:
         fits.append((expert_adapter, candidate.require_packed()))
     *_, rows = gather(
         *(partial(check_adapter, adapter, checkpoint) for adapter, checkpoint in fits),
-        partial(read_rows, base.path, Path(options.prompts), options.rows),
+        partial(read_rows, base.path, Path(options.prompts), options.rows, map=options.map),
     )
     weights = options.weights or [1.0] * len(adapters)
     weighted = tuple(zip(adapters, weights, strict=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from gptoss_ft.data.layouts.maps import map_problems
 from gptoss_ft.errors import Problem
 from gptoss_ft.validation import dotted, field_problems, number_field, path_field
 
@@ -20,6 +21,7 @@ class VerifyOptions:
         candidate: folder of the merged checkpoint.
         expert_adapter: folder of the separate expert adapter that runs on the candidate, or empty.
         prompts: file of conversations that were not trained on.
+        map: how the columns of `prompts` are read, as in `data.map`.
         rows: how many of them to use, from the first one on.
         keep: the smallest share of the fine-tune that passes.
         answers: on how many rows greedy answers are compared.
@@ -34,6 +36,7 @@ class VerifyOptions:
     candidate: str = path_field()
     expert_adapter: str = path_field()
     prompts: str = path_field()
+    map: str = path_field()
     rows: int = number_field(32, least=1)
     keep: float = number_field(0.9, least=0, most=1)
     answers: int = number_field(4, least=0)
@@ -55,7 +58,7 @@ class VerifyOptions:
             for name, what in needed.items()
             if not (self.adapters if name == "adapter" else getattr(self, name))
         ]
-        found += field_problems(self, key)
+        found += [*field_problems(self, key), *map_problems(self.map, dotted(key, "map"))]
         if self.weights and len(self.weights) != len(self.adapters):
             counts = f"{len(self.weights)} weights for {len(self.adapters)} adapters"
             where = dotted(key, "weights")

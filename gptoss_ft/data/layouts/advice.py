@@ -18,7 +18,7 @@ from gptoss_ft.data.layouts.plan import Plan
 def refuse_unread(
     refused: Sequence[str], plan: Plan, row: Mapping[str, Any], state: RowState
 ) -> None:
-    """Refuses columns with a meaning that nothing reads, each with the one argument for them all."""
+    """Refuses columns with a meaning that nothing reads, with one argument for them all."""
     mend = _unread_advice(refused, plan, row)
     for name in refused:
         what = f"this column carries meaning that is not read: `{name}`"
@@ -59,7 +59,7 @@ def _map_advice(row: Mapping[str, Any], open_: Sequence[str]) -> str:
         sources = (known.get("columns") or {}).values()
         read = {path.split(".")[0] for source in sources for path in paths_of(source)}
         ignored = {*(known.get("ignore") or ())}
-        if {*open_} <= read | ignored and 2 * len((read | ignored) & {*given}) >= len(ignored):
+        if {*open_} <= read | ignored and (len(read) > 1 or ignored & {*given}):
             return f"data.map={name}"
     return ""
 

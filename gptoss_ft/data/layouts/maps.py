@@ -50,9 +50,20 @@ def load_map(name: str, where: str) -> Mapping[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mend = "write YAML with `columns:` and `ignore:`"
         raise ConfigError(Problem("the map is not YAML", str(file), str(error), mend)) from error
-    if problems := _map_problems(content, str(file)):
+    if problems := _content_problems(content, str(file)):
         raise ConfigError(problems)
     return content
+
+
+def map_problems(name: str, where: str) -> list[Problem]:
+    """Finds what is wrong with the map that a setting names; nothing where it names none."""
+    if not name:
+        return []
+    try:
+        load_map(name, where)
+    except ConfigError as error:
+        return list(error.problems)
+    return []
 
 
 def matching_maps(given: Collection[str]) -> list[str]:
@@ -70,7 +81,7 @@ def matching_maps(given: Collection[str]) -> list[str]:
     return [name for _, name in sorted(found, reverse=True)]
 
 
-def _map_problems(content: Any, where: str) -> list[Problem]:
+def _content_problems(content: Any, where: str) -> list[Problem]:
     if not isinstance(content, Mapping):
         mend = "write `columns: {prompt: NAME, completion: NAME}`"
         return [Problem("the map is not an object", where, repr(content)[:80], mend)]
