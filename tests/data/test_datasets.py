@@ -14,6 +14,7 @@ from gptoss_ft.config import compose_options
 from gptoss_ft.data.rows import ParsedRow, read_examples
 from gptoss_ft.errors import Problem
 
+PREVIEW = next(command for command in COMMANDS if command.name == "preview")
 FOLDER = Path(__file__).parents[1] / "datasets"
 DOCS = Path(__file__).parents[2] / "docs" / "data.md"
 SETS: dict[str, dict[str, Any]] = {
@@ -26,7 +27,7 @@ OPENING, CLOSING = "<!-- kinds of rows: begin -->", "<!-- kinds of rows: end -->
 
 def read(name: str, arguments: list[str]) -> tuple[list[ParsedRow], list[Problem]]:
     """Reads a set as the command line would."""
-    options = compose_options(COMMANDS["preview"], [f"data.path={FOLDER / name}", *arguments])
+    options = compose_options(PREVIEW, [f"data.path={FOLDER / name}", *arguments])
     problems: list[Problem] = []
     rows = [
         row
@@ -57,7 +58,8 @@ def test_a_set_is_refused_with_the_argument_that_reads_it(name: str) -> None:
     said = "\n".join(str(problem) for problem in problems)
     for text in SETS[name]["refused"]:
         assert text in said, said
-    for argument in SETS[name].get("arguments", []):
+    printed = [] if SETS[name].get("arguments_not_printed") else SETS[name].get("arguments", [])
+    for argument in printed:
         assert argument in said, said
 
 
