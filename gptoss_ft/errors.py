@@ -23,12 +23,14 @@ class Problem:
         where: `file:line`, a config key, or a tensor name.
         found: what was found there, quoted as the user would see it; empty when `what` says it.
         mend: what to write or do instead.
+        otherwise: a setting with which such problems are passed over, said once after all of them.
     """
 
     what: str
     where: str = ""
     found: str = ""
     mend: str = ""
+    otherwise: str = ""
 
     def __str__(self) -> str:
         lines = [f"{self.where}: {self.what}" if self.where else self.what]
@@ -42,7 +44,8 @@ class Problem:
 class GptOssFtError(Exception):
     """Base of all expected errors; carries every problem that was found, not only the first.
 
-    The text shows the first `MAX_PROBLEMS_IN_FULL` problems in full and counts the rest.
+    The text shows the first `MAX_PROBLEMS_IN_FULL` problems in full, counts the rest, and ends with
+    what can be said instead of mending them.
     """
 
     def __init__(self, problems: Problem | Sequence[Problem]) -> None:
@@ -57,6 +60,7 @@ class GptOssFtError(Exception):
         hidden = len(self.problems) - len(shown)
         if hidden:
             shown.append(f"... and {hidden} more problems of {len(self.problems)} in all")
+        shown += dict.fromkeys(one.otherwise for one in self.problems if one.otherwise)
         return "\n".join(shown)
 
 

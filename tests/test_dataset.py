@@ -168,7 +168,7 @@ def test_the_fingerprint_follows_content_and_options_not_the_place(tmp_path: Pat
         prepared(path, render=RenderOptions(effort="low")),
         prepared(path, max_length=1000),
         prepared(path, validation_split=0.5),
-        prepared(path, validation_path=path),
+        prepared(path, validation_path=write(tmp_path / "d.jsonl", [chat(3)])),
         prepared(write(tmp_path / "c.jsonl", [chat(2), chat(1)])),
     ]
     assert len({first, *(data.fingerprint for data in others)}) == 6

@@ -9,17 +9,29 @@ import os
 import shutil
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
+from typing import IO
 
 import datasets
 import pyarrow as pa
 from tqdm import tqdm
 
+from gptoss_ft.data.bad import (
+    DROPPED,
+    BadRow,
+    DroppedRows,
+    count_bad,
+    every_row_is_bad,
+    moved,
+    open_lines,
+    refused,
+    write_bad,
+)
 from gptoss_ft.data.layouts.plan import Reading
 from gptoss_ft.data.options import DataOptions, SourceOptions, cache_folder
 from gptoss_ft.data.read import RowChunk, read_source, source_files
@@ -48,6 +60,7 @@ class RenderedSource:
         counts: sums over them.
         fingerprint: sha256 over bytes, options and vocabulary.
         cached: whether they were rendered before.
+        dropped: its bad rows, if any were left out.
     """
 
     rows: datasets.Dataset
@@ -55,6 +68,18 @@ class RenderedSource:
     counts: Counts
     fingerprint: str
     cached: bool
+    dropped: DroppedRows | None = None
+
+
+@dataclass(frozen=True)
+class _Task:
+    """The source that is rendered."""
+
+    path: str
+    files: list[Path]
+    size: int
+    drop: bool
+    """True if bad rows are left out rather than refused."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +113,8 @@ def render_source(
         kind: what its examples become.
 
     Raises:
-        DataError: every bad row, up to `MAX_PROBLEMS`; nothing is kept.
+        DataError: every bad row, up to `MAX_PROBLEMS`, unless such rows are left out; no row is
+            good; nothing is kept.
     """
     files = source_files(source, hub)
     fingerprint = _fingerprint(source, files, options, vocabulary, kind)
@@ -98,19 +124,36 @@ def render_source(
         size = sum(file.stat().st_size for file in files)
         job = _Job(source.reading, options, model, kind)
         results = _rendered(read_source(source, hub), job, vocabulary, size)
-        _keep(folder, results, kind.schema, size)
+        _keep(
+            folder, _Task(source.path, files, size, options.on_bad == "drop"), results, kind.schema
+        )
+    return _kept(folder, _places(source.path, files), fingerprint, cached)
+
+
+def _places(path: str, files: Sequence[Path]) -> list[str]:
+    """Returns what the places of a source's rows begin with."""
+    return [str(file) for file in files] or [path]
+
+
+def _kept(folder: Path, places: list[str], fingerprint: str, cached: bool) -> RenderedSource:
+    """Opens rendered rows; what is said of their places is said of the files of today."""
     info = json.loads((folder / INFO).read_text(encoding="utf-8"))
-    rows = datasets.Dataset.from_file(str(folder / ROWS))
-    return RenderedSource(rows, info["examples"], _counts(info["counts"]), fingerprint, cached)
+    rows, counts = datasets.Dataset.from_file(str(folder / ROWS)), _counts(info["counts"])
+    counts.first_bad = {
+        cause: moved(where, info["places"], places) for cause, where in counts.first_bad.items()
+    }
+    dropped = DroppedRows(folder / DROPPED, info["places"], places) if counts.bad else None
+    return RenderedSource(rows, info["examples"], counts, fingerprint, cached, dropped)
 
 
-def _keep(folder: Path, results: Iterator[RowChunkResult], schema: pa.Schema, size: int) -> None:
+def _keep(folder: Path, task: _Task, results: Iterator[RowChunkResult], schema: pa.Schema) -> None:
     """Writes the rows and their counts to `folder`, whole or not at all."""
     shutil.rmtree(folder, ignore_errors=True)
     try:
         with atomic_folder(folder) as temporary:
-            examples, counts = _write(results, temporary / ROWS, schema, size)
-            info = {"examples": examples, "counts": vars(counts)}
+            examples, counts = _write(results, temporary, schema, task)
+            places = _places(task.path, task.files)
+            info = {"examples": examples, "counts": vars(counts), "places": places}
             (temporary / INFO).write_text(json.dumps(info), encoding="utf-8")
     except OSError:
         # Another run may have rendered the same data meanwhile; what it wrote is as good.
@@ -127,41 +170,71 @@ def _counts(values: dict[str, object]) -> Counts:
 
 
 def _write(
-    results: Iterator[RowChunkResult], file: Path, schema: pa.Schema, size: int
+    results: Iterator[RowChunkResult], folder: Path, schema: pa.Schema, task: _Task
 ) -> tuple[int, Counts]:
-    """Writes the batches in order; returns the number of examples and the sums."""
-    examples, counts, problems = 0, Counts(), list[Problem]()
+    """Writes the batches in order, and the bad rows that are left out; returns the number of
+    examples and the sums.
+    """
+    examples, counts, bad, broken = 0, Counts(), list[BadRow](), list[Problem]()
     with (
-        pa.OSFile(str(file), "wb") as sink,
+        pa.OSFile(str(folder / ROWS), "wb") as sink,
         pa.ipc.new_stream(sink, schema) as writer,
-        tqdm(total=size, desc="rendering", unit="B", unit_scale=True, disable=None) as progress,
+        open_lines(folder / DROPPED, "w") as dropped,
+        tqdm(total=task.size, desc="rendering", unit="B", unit_scale=True, disable=None) as bar,
     ):
         done = 0
-        for result in _until_broken(results, problems):
+        for result in _until_broken(results, bad, broken, task.drop):
             counts.add(result.counts)
+            if task.drop:
+                bad += _leave_out(result.bad, counts, dropped)
             writer.write_batch(_numbered(result.batch, examples))
             examples += result.examples
-            progress.update(result.done - done if result.done > done else result.done)
+            bar.update(result.done - done if result.done > done else result.done)
             done = result.done
-    if problems:
-        raise DataError(problems)
+    if not counts.bad:
+        (folder / DROPPED).unlink()
+    _check(task, examples, counts, bad, broken)
     return examples, counts
 
 
+def _leave_out(bad: list[BadRow], counts: Counts, file: IO[str]) -> list[BadRow]:
+    """Counts bad rows and writes them to a file; returns those of a new cause."""
+    write_bad(bad, file)
+    new = []
+    for row in bad:
+        if row.cause not in counts.bad:
+            new.append(row)
+        count_bad(counts, row)
+    return new
+
+
+def _check(
+    task: _Task, examples: int, counts: Counts, bad: list[BadRow], broken: list[Problem]
+) -> None:
+    """Refuses what was not left out, and a source in which no row is good."""
+    problems = [problem for row in bad for problem in row.problems]
+    if task.drop and counts.bad and not examples and not broken:
+        raise every_row_is_bad(task.path, counts, problems)
+    if not task.drop:
+        broken = [*refused(problems, some_are_good=examples > 0), *broken]
+    if broken:
+        raise DataError(broken)
+
+
 def _until_broken(
-    results: Iterator[RowChunkResult], problems: list[Problem]
+    results: Iterator[RowChunkResult], bad: list[BadRow], broken: list[Problem], drop: bool
 ) -> Iterator[RowChunkResult]:
-    """Yields the results until there are too many problems, and collects those of rows and
-    files.
+    """Yields the results until there are too many bad rows, unless these are left out, and collects
+    them and the problems of files.
     """
     try:
         for result in results:
-            problems += result.problems
-            if len(problems) > MAX_PROBLEMS:
+            bad += [] if drop else result.bad
+            if len(bad) > MAX_PROBLEMS and not drop:
                 return
             yield result
     except DataError as error:
-        problems += error.problems
+        broken += error.problems
 
 
 def _numbered(batch: pa.RecordBatch, first: int) -> pa.RecordBatch:
@@ -225,6 +298,7 @@ def _fingerprint(
         "max_length": options.max_length,
         "on_too_long": options.on_too_long,
         "without_analysis": options.without_analysis,
+        "on_bad": options.on_bad,
         "vocabulary": vocabulary.identity,
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import datasets
 import numpy as np
 
+from gptoss_ft.data.bad import BadRow, DroppedRows, refused
 from gptoss_ft.data.cache import RenderedSource, code_version, render_source
+from gptoss_ft.data.layouts.plan import Reading
 from gptoss_ft.data.mix import Mix, Table, mix
 from gptoss_ft.data.options import DataOptions, SourceOptions, cache_folder
+from gptoss_ft.data.overlap import check_overlap, overlap, without_held_out
 from gptoss_ft.data.pack import Bins, best_fit, pack_rows
-from gptoss_ft.data.read import read_source
+from gptoss_ft.data.read import RowChunk, read_source
 from gptoss_ft.data.rows import CONVERSATIONS, RowKind, parse_chunk
 from gptoss_ft.data.summary import Counts, DataSummary, summarise
 from gptoss_ft.errors import ConfigError, DataError, GptOssFtError, Problem
@@ -38,12 +41,14 @@ class PreparedData:
             does not depend on it.
         summary: counts.
         fingerprint: sha256 over the sources' bytes, the options and the vocabulary.
+        dropped: the bad rows that were left out, by source.
     """
 
     train: datasets.Dataset
     validation: datasets.Dataset | None
     summary: DataSummary
     fingerprint: str
+    dropped: tuple[DroppedRows, ...] = ()
 
 
 def check_data(options: DataOptions, hub: bool = False) -> None:
@@ -60,12 +65,22 @@ def check_data(options: DataOptions, hub: bool = False) -> None:
         try:
             reading = source.reading
             for chunk in read_source(source, hub):
-                list(parse_chunk(chunk, reading, problems))
+                problems += _problems(chunk, reading, options)
                 break
         except GptOssFtError as error:
             problems += error.problems
     if problems:
         raise DataError(problems)
+
+
+def _problems(chunk: RowChunk, reading: Reading, options: DataOptions) -> list[Problem]:
+    """Finds what is wrong with the rows of a chunk, unless bad rows are to be left out."""
+    if options.on_bad == "drop":
+        return []
+    bad: list[BadRow] = []
+    good = sum(1 for _ in parse_chunk(chunk, reading, bad.append))
+    problems = [problem for row in bad for problem in row.problems]
+    return refused(problems, some_are_good=good > 0)
 
 
 def prepare(
@@ -81,7 +96,8 @@ def prepare(
 
     Raises:
         ConfigError: options out of range.
-        DataError: every bad row of all sources, or no row is left to train on.
+        DataError: every bad row of all sources unless such rows are left out, no row is left to
+            train on, or every validation row is also trained on.
     """
     return _assemble(render_sources(options, vocabulary, model, hub), options)
 
@@ -126,21 +142,29 @@ def _sources(options: DataOptions) -> list[SourceOptions]:
 
 def _assemble(rendered: Sequence[RenderedSource], options: DataOptions) -> PreparedData:
     rows, counts = joined(rendered)
-    summary = summarise(counts, column(rows, "length"))
     chosen = choose(rendered, options)
+    counts.dropped.update(chosen.withheld)
+    summary = summarise(counts, column(rows, "length"))
     check_rows_left(chosen, options, summary.dropped)
     fingerprint = data_fingerprint(rendered, options)
     packed = cache_folder(options.cache) / "packed" / f"{fingerprint}-{code_version()}"
     train = _dataset(rows, chosen.train, options, packed / "train.arrow")
     validation = _dataset(rows, chosen.validation, options, packed / "validation.arrow")
     summary.duplicates = chosen.duplicates
+    summary.validation_overlap = overlap(column(rows, "digest"), chosen)
     summary.train_rows, summary.validation_rows = len(chosen.train), len(chosen.validation)
     summary.cached = all(source.cached for source in rendered)
     if options.packing:
         summary.packed_rows = len(train)
         summary.packed_validation_rows = len(validation)
         summary.packed_share = float(column(train, "length").mean() / options.max_length)
-    return PreparedData(train, validation if len(validation) else None, summary, fingerprint)
+    held_out = validation if len(validation) else None
+    return PreparedData(train, held_out, summary, fingerprint, dropped_rows(rendered))
+
+
+def dropped_rows(rendered: Sequence[RenderedSource]) -> tuple[DroppedRows, ...]:
+    """Returns the bad rows that were left out of the sources."""
+    return tuple(source.dropped for source in rendered if source.dropped)
 
 
 def joined(rendered: Sequence[RenderedSource]) -> tuple[datasets.Dataset, Counts]:
@@ -152,13 +176,20 @@ def joined(rendered: Sequence[RenderedSource]) -> tuple[datasets.Dataset, Counts
 
 
 def choose(rendered: Sequence[RenderedSource], options: DataOptions) -> Mix:
-    """Chooses which of the joined rows are trained on and which are held out."""
+    """Chooses which of the joined rows are trained on and which are held out.
+
+    Raises:
+        DataError: too few examples to hold some out, or all those held out are trained on.
+    """
     training = rendered[: len(options.training_sources)]
     chosen = mix(_table(training), options)
     if not options.validation_source:
         return chosen
     first, stop = (sum(len(source.rows) for source in part) for part in (training, rendered))
-    return Mix(chosen.train, np.arange(first, stop), chosen.duplicates)
+    chosen = replace(chosen, validation=np.arange(first, stop))
+    digests = np.concatenate([column(source.rows, "digest") for source in rendered])
+    check_overlap(digests, chosen, options)
+    return without_held_out(digests, chosen) if options.duplicates == "drop" else chosen
 
 
 def column(rows: datasets.Dataset, name: str) -> np.ndarray:
@@ -168,13 +199,14 @@ def column(rows: datasets.Dataset, name: str) -> np.ndarray:
 
 def _table(rendered: Sequence[RenderedSource]) -> Table:
     """Tabulates the rows of all sources, examples numbered consecutively."""
-    source, example, digest, first = [], [], [], 0
+    source, example, digest, group, first = [], [], [], [], 0
     for index, item in enumerate(rendered):
         source.append(np.full(len(item.rows), index, dtype=np.int16))
         example.append(column(item.rows, "example") + np.int32(first))
         digest.append(column(item.rows, "digest"))
+        group.append(column(item.rows, "group" if "group" in item.rows.column_names else "digest"))
         first += item.examples
-    return Table(np.concatenate(source), np.concatenate(example), np.concatenate(digest))
+    return Table(*(np.concatenate(part) for part in (source, example, digest, group)))
 
 
 def check_rows_left(chosen: Mix, options: DataOptions, dropped: Mapping[str, int]) -> None:
@@ -224,6 +256,7 @@ def data_fingerprint(rendered: Sequence[RenderedSource], options: DataOptions) -
         "columns",
         "ignore",
         "sources",
+        "validation",
         "validation_path",
         "workers",
         "cache",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from gptoss_ft.data.options import DataOptions
-from gptoss_ft.errors import DataError, Problem
+from gptoss_ft.data.split import held_out_examples
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,13 @@ class Table:
         source: index of the row's source.
         example: number of the row's example, counted over all sources.
         digest: equal for examples that say the same.
+        group: equal for examples that must not be on both sides of a split.
     """
 
     source: np.ndarray
     example: np.ndarray
     digest: np.ndarray
+    group: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -34,22 +37,25 @@ class Mix:
         train: int64 `[rows]`.
         validation: int64 `[rows]`; empty when nothing is held out.
         duplicates: examples that say what an earlier one said.
+        withheld: rows to train on that were left out because they are held out, by reason.
     """
 
     train: np.ndarray
     validation: np.ndarray
     duplicates: int
+    withheld: Mapping[str, int] = field(default_factory=dict)
 
 
 def mix(table: Table, options: DataOptions) -> Mix:
     """Chooses rows; whole examples go to one side.
 
     Raises:
-        DataError: too few examples to hold some out.
+        DataError: too few different examples to hold some out.
     """
     kept, duplicates = _unique(table, drop=options.duplicates == "drop")
     generator = np.random.default_rng(options.seed)
-    held_out = _held_out(np.unique(table.example[kept]), options, generator)
+    examples, first_row = np.unique(table.example[kept], return_index=True)
+    held_out = examples[held_out_examples(table.group[kept][first_row], options)]
     is_held_out = _members(table.example[kept], held_out)
     trained = kept[~is_held_out]
     parts = [
@@ -77,26 +83,6 @@ def _members(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     if not len(chosen):
         return np.zeros(len(values), dtype=bool)
     return np.isin(values, chosen, kind="table")
-
-
-def _held_out(
-    examples: np.ndarray, options: DataOptions, generator: np.random.Generator
-) -> np.ndarray:
-    """Draws the examples to validate on; at least one stays on either side."""
-    wanted = options.validation_count or round(len(examples) * options.validation_split)
-    if not (options.validation_count or options.validation_split):
-        return examples[:0]
-    if len(examples) < 2 or options.validation_count >= len(examples):
-        name = "validation_count" if options.validation_count else "validation_split"
-        raise DataError(
-            Problem(
-                "too few conversations to hold some out",
-                f"data.{name}",
-                f"{len(examples)} conversations, {wanted} to hold out",
-                f"add conversations, or lower data.{name}",
-            )
-        )
-    return generator.choice(examples, min(max(1, wanted), len(examples) - 1), replace=False)
 
 
 def _weighted(

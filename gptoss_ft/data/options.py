@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +88,11 @@ class DataOptions(ReadingOptions):
         path: one source, read as `format`, `map`, `columns` and `ignore` say; `sources` in its
             place for several.
         sources: several sources with weights.
-        validation_path: a source that is held out; None for none.
-        validation_split: share of the conversations to hold out instead, 0 for none.
+        validation: a source that is held out, read as `path` is unless it says more. A split
+            without a path is one of `path`.
+        validation_path: the same as `validation.path`.
+        validation_split: share of the conversations to hold out instead, 0 for none. Those that
+            say the same stay on one side, and of pairs and ratings those with the same prompt.
         validation_count: number of conversations to hold out instead, 0 for none.
         max_length: longest row in tokens; of a pair prompt, chosen and rejected together.
         packing: whether rows share rows of `max_length`, each seeing only itself, with positions of
@@ -100,7 +103,11 @@ class DataOptions(ReadingOptions):
         on_too_long: what happens to longer rows: drop (counted), error, or truncate, which leaves
             out whole turns, the oldest first, of pairs those of the prompt. Plain text is cut into
             rows of this length anyway.
-        duplicates: keep or drop examples that say the same; they are counted either way.
+        on_bad: what happens to rows that cannot be read or rendered: refuse, which lists them, or
+            drop, which leaves them out, counts them by cause, and writes them to `dropped.jsonl` in
+            the folder of the run. Files that cannot be read as a whole are refused anyway.
+        duplicates: keep or drop examples that say the same; they are counted either way. Those that
+            are also in a source of validation rows are then dropped from training.
         without_analysis: what happens to conversations with a trained final that has no analysis:
             keep, low (effort low, unless the row names one) or drop.
         seed: of split, weights and packing.
@@ -112,12 +119,14 @@ class DataOptions(ReadingOptions):
 
     path: str = path_field()
     sources: list[SourceOptions] = field(default_factory=list)
+    validation: SourceOptions = field(default_factory=SourceOptions)
     validation_path: str | None = path_field(None)
     validation_split: float = number_field(0.0, least=0, below=1)
     validation_count: int = number_field(0, least=0)
     max_length: int = number_field(4096, least=1, most=CONTEXT_TOKENS)
     packing: bool = True
     on_too_long: str = choice_field("drop", ("drop", "error", "truncate"))
+    on_bad: str = choice_field("refuse", ("refuse", "drop"))
     duplicates: str = choice_field("keep", ("keep", "drop"))
     without_analysis: str = choice_field("keep", ("keep", "low", "drop"))
     seed: int = 0
@@ -135,12 +144,24 @@ class DataOptions(ReadingOptions):
     @property
     def validation_source(self) -> SourceOptions | None:
         """The source that is held out, if there is one."""
-        return SourceOptions(path=self.validation_path) if self.validation_path else None
+        path = self.validation_path
+        said = {"path": path} if path else _said(self.validation)
+        if not said:
+            return None
+        if self.sources:
+            return SourceOptions(**said)
+        # Unless it says more, it is read as `path` is; without a path it is another split of it.
+        trained = replace(self.training_sources[0], weight=1.0)
+        if "path" not in said:
+            return replace(trained, **said)
+        names = [item.name for item in fields(ReadingOptions)]
+        reading = {name: getattr(trained, name) for name in names}
+        return SourceOptions(**(said if reading.keys() & said else {**reading, **said}))
 
     @property
     def has_validation(self) -> bool:
         """True if rows are held out for evaluation."""
-        return bool(self.validation_path or self.validation_split or self.validation_count)
+        return bool(self.validation_source or self.validation_split or self.validation_count)
 
     def problems(self, key: str = "") -> list[Problem]:
         """Finds values out of range and contradictions; `key` is the config prefix, such as
@@ -176,16 +197,43 @@ class DataOptions(ReadingOptions):
         ]
 
     def _validation_problems(self, key: str) -> list[Problem]:
-        given = [
-            name
-            for name in ("validation_path", "validation_split", "validation_count")
-            if getattr(self, name)
-        ]
+        ways = {
+            "validation": _said(self.validation),
+            "validation_path": self.validation_path,
+            "validation_split": self.validation_split,
+            "validation_count": self.validation_count,
+        }
+        given = [name for name, value in ways.items() if value]
         if len(given) < 2:
-            return []
+            return self._validation_source_problems(key) if ways["validation"] else []
         where = ", ".join(dotted(key, name) for name in given)
         mend = f"give one of {' and '.join(given)}"
         return [Problem("several sources of validation rows", where, mend=mend)]
+
+    def _validation_source_problems(self, key: str) -> list[Problem]:
+        prefix = dotted(key, "validation")
+        place = {name: dotted(prefix, name) for name in ("path", "split", "weight")}
+        found = ReadingOptions.problems(self.validation, prefix)
+        if self.validation.weight != 1 and not found:
+            mend = f"leave {place['weight']} out"
+            what, weight = "validation rows have no weight", str(self.validation.weight)
+            found.append(Problem(what, place["weight"], weight, mend))
+        if self.validation.path or (_said(self.validation).get("split") and self.path):
+            return found
+        mend = f"write {place['path']}=FILE.jsonl"
+        if self.sources:
+            what = "which of the sources has the validation rows is not said"
+        else:
+            what = "no file of validation rows given"
+            mend += f", or {place['split']}=NAME for another split of data.path"
+        return [*found, Problem(what, place["path"], mend=mend)]
+
+
+def _said(source: SourceOptions) -> dict[str, Any]:
+    """Returns the fields of a source that differ from those of one of which nothing is said."""
+    nothing = SourceOptions()
+    values = {item.name: getattr(source, item.name) for item in fields(source)}
+    return {name: value for name, value in values.items() if value != getattr(nothing, name)}
 
 
 def cache_folder(cache: str) -> Path:

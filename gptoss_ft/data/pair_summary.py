@@ -57,5 +57,7 @@ def summarise_pairs(counts: Counts, lengths: np.ndarray, noun: str) -> PairSumma
         changed=dict(counts.changed),
         notes=dict(counts.notes.most_common()),
         columns=dict(counts.columns),
+        bad=dict(counts.bad.most_common()),
+        first_bad=dict(counts.first_bad),
         lengths=percentiles(lengths),
     )

@@ -39,7 +39,8 @@ CHANNELS = ("none", *SAMPLED_CHANNELS)
 _IDS, _WEIGHTS, _CODES = pa.list_(pa.int32()), pa.list_(pa.float32()), pa.list_(pa.int8())
 _COUNTS = {"prompt_length": pa.int32(), "length": pa.int32(), "example": pa.int32()}
 # `length` counts prompt, chosen and rejected: the tokens of a row in which both share the prompt.
-# `digest` is equal for equal pairs, and `reverse` is the digest of the pair the other way round.
+# `digest` is equal for equal pairs, and `reverse` is the digest of the pair the other way round;
+# `group` is equal for rows with the same prompt, which stay on one side of a split.
 PAIR_SCHEMA = pa.schema(
     {
         "prompt_ids": _IDS,
@@ -51,6 +52,7 @@ PAIR_SCHEMA = pa.schema(
         "rejected_channels": _CODES,
         **_COUNTS,
         "digest": pa.uint64(),
+        "group": pa.uint64(),
         "reverse": pa.uint64(),
     }
 )
@@ -63,6 +65,7 @@ RATED_SCHEMA = pa.schema(
         "label": pa.bool_(),
         **_COUNTS,
         "digest": pa.uint64(),
+        "group": pa.uint64(),
     }
 )
 SAME = "pairs whose completions are the same"
@@ -289,6 +292,7 @@ def _pair_batch(rows: list[Pair], examples: list[int]) -> pa.RecordBatch:
         **_lists(PAIR_SCHEMA, {"prompt_ids": prompts, **sides}),
         **_numbers(rows, examples),
         "digest": [_digest(*parts) for parts in zip(prompts, chosen, rejected, strict=True)],
+        "group": [_digest(prompt) for prompt in prompts],
         "reverse": [_digest(*parts) for parts in zip(prompts, rejected, chosen, strict=True)],
     }
     return pa.RecordBatch.from_pydict(columns, schema=PAIR_SCHEMA)
@@ -304,6 +308,7 @@ def _rated_batch(rows: list[Rated], examples: list[int]) -> pa.RecordBatch:
         "label": [row.label for row in rows],
         **_numbers(rows, examples),
         "digest": _rated_digests(rows, examples),
+        "group": [_digest(row.prompt) for row in rows],
     }
     return pa.RecordBatch.from_pydict(columns, schema=RATED_SCHEMA)
 

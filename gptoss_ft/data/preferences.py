@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
@@ -18,10 +18,19 @@ import numpy as np
 import pyarrow as pa
 
 from gptoss_ft.data import pack
-from gptoss_ft.data.dataset import check_rows_left, choose, column, data_fingerprint, joined
+from gptoss_ft.data.bad import DroppedRows
+from gptoss_ft.data.dataset import (
+    check_rows_left,
+    choose,
+    column,
+    data_fingerprint,
+    dropped_rows,
+    joined,
+)
 from gptoss_ft.data.dataset import render_sources as render
 from gptoss_ft.data.mix import Mix
 from gptoss_ft.data.options import DataOptions
+from gptoss_ft.data.overlap import overlap
 from gptoss_ft.data.pack import Bins, ListColumn, best_fit
 from gptoss_ft.data.pair_summary import PairSummary, summarise_pairs
 from gptoss_ft.data.pairs import PAIR_SCHEMA, PAIRS, RATED_SCHEMA, RATINGS, SAME, list_array
@@ -32,7 +41,7 @@ from gptoss_ft.harmony.vocabulary import Vocabulary
 
 OPPOSED = "ties: another row prefers the other completion"
 # Columns for splitting and counting, which training does not need.
-_AUXILIARY = ("example", "digest", "reverse")
+_AUXILIARY = ("example", "digest", "group", "reverse")
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,7 @@ class PreferenceData:
         validation: what is held out; may be empty.
         summary: counts.
         fingerprint: sha256 over the sources' bytes, the options and the vocabulary.
+        dropped: the bad rows that were left out, by source.
     """
 
     rows: datasets.Dataset
@@ -102,6 +112,7 @@ class PreferenceData:
     validation: Selection
     summary: PairSummary
     fingerprint: str
+    dropped: tuple[DroppedRows, ...] = ()
 
     def branches(self, selection: Selection) -> list[Branch]:
         """Lists the completions of a selection that a reference scores."""
@@ -131,10 +142,11 @@ def prepare_pairs(
     opposed = _opposed(column(rows, "digest"), column(rows, "reverse"))
     counts.dropped.update({OPPOSED: int(opposed.sum())} if opposed.any() else {})
     chosen = choose(rendered, options)
-    chosen = Mix(
-        chosen.train[~opposed[chosen.train]],
-        chosen.validation[~opposed[chosen.validation]],
-        chosen.duplicates,
+    counts.dropped.update(chosen.withheld)
+    chosen = replace(
+        chosen,
+        train=chosen.train[~opposed[chosen.train]],
+        validation=chosen.validation[~opposed[chosen.validation]],
     )
     summary = summarise_pairs(counts, column(rows, "length"), "pairs")
     summary.cached = all(source.cached for source in rendered)
@@ -144,14 +156,15 @@ def prepare_pairs(
         Selection(indices, bins=_bins(lengths[indices], options))
         for indices in (chosen.train, chosen.validation)
     )
-    _count(summary, chosen.duplicates, train, validation)
+    _count(summary, rows, chosen, train, validation)
     if train.bins is not None:
         summary.packed_rows = len(train.bins.offsets) - 1
         summary.packed_validation_rows = len(validation.bins.offsets) - 1 if validation.bins else 0
         room = summary.packed_rows * options.max_length
         summary.packed_share = float(lengths[train.rows].sum() / room)
     fingerprint = data_fingerprint(rendered, options)
-    return PreferenceData(rows, False, train, validation, summary, fingerprint)
+    dropped = dropped_rows(rendered)
+    return PreferenceData(rows, False, train, validation, summary, fingerprint, dropped)
 
 
 def prepare_ratings(
@@ -175,9 +188,10 @@ def prepare_ratings(
     rendered = render(options, vocabulary, model, hub, RATINGS)
     rows, counts = joined(rendered)
     _check_difference(counts, options)
+    chosen = choose(rendered, options)
+    counts.dropped.update(chosen.withheld)
     summary = summarise_pairs(counts, column(rows, "length"), "rated completions")
     summary.cached = all(source.cached for source in rendered)
-    chosen = choose(rendered, options)
     check_rows_left(chosen, options, counts.dropped)
     generator = np.random.default_rng(options.seed)
     train, validation = (
@@ -187,12 +201,13 @@ def prepare_ratings(
             (chosen.validation, groups and groups.validation),
         )
     )
-    _count(summary, chosen.duplicates, train, validation)
+    _count(summary, rows, chosen, train, validation)
     labels = rows.data.column("label").to_numpy()
     summary.good = int(labels[train.rows].sum())
     settings = [data_fingerprint(rendered, options), groups and [groups.train, groups.validation]]
     fingerprint = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
-    return PreferenceData(rows, True, train, validation, summary, fingerprint)
+    dropped = dropped_rows(rendered)
+    return PreferenceData(rows, True, train, validation, summary, fingerprint, dropped)
 
 
 def partners(order: np.ndarray, group: int) -> np.ndarray:
@@ -234,8 +249,15 @@ def _bins(lengths: np.ndarray, options: DataOptions) -> Bins | None:
     return best_fit(lengths, options.max_length, options.seed)
 
 
-def _count(summary: PairSummary, duplicates: int, train: Selection, validation: Selection) -> None:
-    summary.duplicates = duplicates
+def _count(
+    summary: PairSummary,
+    rows: datasets.Dataset,
+    chosen: Mix,
+    train: Selection,
+    validation: Selection,
+) -> None:
+    summary.duplicates = chosen.duplicates
+    summary.validation_overlap = overlap(column(rows, "digest"), chosen)
     summary.train_rows, summary.validation_rows = len(train), len(validation)
 
 

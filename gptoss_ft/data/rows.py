@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from gptoss_ft.data.bad import BadRow, Report
 from gptoss_ft.data.layouts.plan import Reading
 from gptoss_ft.data.options import DataOptions, SourceOptions
 from gptoss_ft.data.read import RowChunk, decode, read_source
@@ -77,14 +78,14 @@ class RowChunkResult:
         batch: rows in the columns of their kind; `example` counts the chunk's examples from 0.
         examples: number of examples in the chunk, kept or not.
         counts: sums over the chunk.
-        problems: of its bad rows.
+        bad: its bad rows, in order.
         done: as in the chunk.
     """
 
     batch: pa.RecordBatch
     examples: int
     counts: Counts
-    problems: list[Problem]
+    bad: list[BadRow]
     done: int
 
 
@@ -107,33 +108,42 @@ class RowKind:
 
 
 def parse_chunk(
-    chunk: RowChunk, reading: Reading, problems: list[Problem], *, needs_answer: bool = True
+    chunk: RowChunk, reading: Reading, report: Report, *, needs_answer: bool = True
 ) -> Iterator[ParsedRow]:
-    """Parses the rows of a chunk as the source says and yields the good ones.
-
-    Problems of the other rows are added to `problems`.
+    """Parses the rows of a chunk as the source says and yields the good ones; the others are
+    reported.
     """
-    for number, row in chunk.rows:
-        where = f"{chunk.path}:{number}"
+    for number, raw in chunk.rows:
+        where, row = f"{chunk.path}:{number}", raw
         try:
-            read = read_row(decode(row, where), where, reading, needs_answer=needs_answer)
-            yield ParsedRow(where, read.format, read.example, read.notes, read.columns)
+            row = decode(raw, where)
+            read = read_row(row, where, reading, needs_answer=needs_answer)
         except DataError as error:
-            problems += error.problems
+            report(BadRow(where, error.problems, row))
+        else:
+            yield ParsedRow(where, read.format, read.example, read.notes, read.columns)
 
 
-def read_examples(
-    source: SourceOptions, problems: list[Problem], hub: bool = False, *, needs_answer: bool = True
+def read_rows(
+    source: SourceOptions, report: Report, hub: bool = False, *, needs_answer: bool = True
 ) -> Iterator[ParsedRow]:
-    """Yields the good rows of a source, one after the other; problems of the others go to
-    `problems`.
+    """Yields the good rows of a source, one after the other; the others are reported.
 
     Raises:
         DataError: files that cannot be read.
     """
     reading = source.reading
     for chunk in read_source(source, hub):
-        yield from parse_chunk(chunk, reading, problems, needs_answer=needs_answer)
+        yield from parse_chunk(chunk, reading, report, needs_answer=needs_answer)
+
+
+def read_examples(
+    source: SourceOptions, problems: list[Problem], hub: bool = False, *, needs_answer: bool = True
+) -> Iterator[ParsedRow]:
+    """Yields the rows of `read_rows`; what is wrong with the bad ones goes to `problems`."""
+    yield from read_rows(
+        source, lambda bad: problems.extend(bad.problems), hub, needs_answer=needs_answer
+    )
 
 
 def render_chunk(
@@ -161,26 +171,35 @@ def _collector_paused() -> Iterator[None]:
 def _render_chunk(
     chunk: RowChunk, reading: Reading, kind: RowKind, renderer: Renderer, options: DataOptions
 ) -> RowChunkResult:
-    counts, problems = Counts(), list[Problem]()
+    counts, bad = Counts(), list[BadRow]()
     rows, numbers = list[Any](), list[int]()
     examples = 0
     columns = Counter[tuple[str, ...]]()
     # All are parsed before one is rendered: the tables of the tokenizer and the code of the parser
     # would push each other out of the cache at every row.
-    for parsed in list(parse_chunk(chunk, reading, problems)):
-        counts.formats[parsed.format] += 1
-        counts.notes.update(parsed.notes)
-        columns[parsed.columns] += 1
+    for parsed in list(parse_chunk(chunk, reading, bad.append)):
         try:
             kept = kind.rows(parsed, renderer, options, counts)
         except DataError as error:
-            problems += error.problems
+            bad.append(BadRow(parsed.where, error.problems, _row_at(chunk, parsed.where)))
             continue
+        counts.formats[parsed.format] += 1
+        counts.notes.update(parsed.notes)
+        columns[parsed.columns] += 1
         rows += kept
         numbers += [examples] * len(kept)
         examples += 1
     counts.count_columns(columns)
-    return RowChunkResult(kind.batch(rows, numbers), examples, counts, problems, chunk.done)
+    if bad:
+        places = {f"{chunk.path}:{number}": i for i, (number, _) in enumerate(chunk.rows)}
+        bad.sort(key=lambda row: places[row.where])
+    return RowChunkResult(kind.batch(rows, numbers), examples, counts, bad, chunk.done)
+
+
+def _row_at(chunk: RowChunk, where: str) -> bytes | Mapping[str, Any]:
+    """Returns the row of a chunk that stands at `where`, decoded."""
+    row = next(row for number, row in chunk.rows if f"{chunk.path}:{number}" == where)
+    return decode(row, where)
 
 
 def _training_rows(

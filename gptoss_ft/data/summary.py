@@ -12,6 +12,10 @@ from gptoss_ft.harmony.options import CHANNELS
 from gptoss_ft.harmony.render import Row
 
 PERCENTILES = (50, 90, 99, 100)
+MAX_CAUSES = 20
+_COUNTERS = (
+    *("formats", "trained", "dropped", "changed", "bare_finals", "notes", "columns", "bad"),
+)
 
 
 @dataclass
@@ -29,6 +33,8 @@ class Counts:
         bare_finals: trained finals without analysis in the same action, by effort.
         notes: what else the user is told of the rows, by text.
         columns: how columns were read, such as `question → prompt`.
+        bad: bad rows left out, by cause; see `data.on_bad`.
+        first_bad: the first place of each cause.
     """
 
     formats: Counter[str] = field(default_factory=Counter)
@@ -41,6 +47,8 @@ class Counts:
     bare_finals: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
     columns: Counter[str] = field(default_factory=Counter)
+    bad: Counter[str] = field(default_factory=Counter)
+    first_bad: dict[str, str] = field(default_factory=dict)
 
     def count_columns(self, read: Mapping[tuple[str, ...], int]) -> None:
         """Counts how columns were read: lines of rows, and how many rows have them."""
@@ -53,7 +61,8 @@ class Counts:
         self.rows += other.rows
         self.tokens += other.tokens
         self.finals += other.finals
-        for name in ("formats", "trained", "dropped", "changed", "bare_finals", "notes", "columns"):
+        self.first_bad = {**other.first_bad, **self.first_bad}
+        for name in _COUNTERS:
             getattr(self, name).update(getattr(other, name))
 
     def count(self, row: Row, effort: str) -> None:
@@ -81,7 +90,10 @@ class RowSummary:
         dropped, changed: examples or rows left out or changed, by what happened to them.
         notes: what else is to be known of the rows that were read, and how often.
         columns: how columns were read, and how often.
+        bad: bad rows left out, by cause.
+        first_bad: the first place of each cause.
         duplicates: examples that say what an earlier one said.
+        validation_overlap: rows held out that are also trained on.
         lengths: percentiles of the row lengths in tokens.
         cached: whether the rows were rendered before.
     """
@@ -98,7 +110,10 @@ class RowSummary:
     changed: dict[str, int] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
     columns: dict[str, int] = field(default_factory=dict)
+    bad: dict[str, int] = field(default_factory=dict)
+    first_bad: dict[str, str] = field(default_factory=dict)
     duplicates: int = 0
+    validation_overlap: int = 0
     lengths: dict[str, int] = field(default_factory=dict)
     cached: bool = False
 
@@ -122,12 +137,33 @@ class RowSummary:
                 f"packed into {self.packed_rows:,} rows to train on, {self.packed_share:.1%} full"
                 + (f", and {held_out:,} held out" if held_out else "")
             )
+        lines += bad_lines(self.bad, self.first_bad)
         lines += [f"dropped {count:,}: {reason}" for reason, count in self.dropped.items()]
         lines += [f"changed {count:,}: {what}" for what, count in self.changed.items()]
         lines += [f"note, {count:,} times: {what}" for what, count in self.notes.items()]
         if self.duplicates:
             lines.append(f"{self.duplicates:,} duplicates (data.duplicates=drop leaves them out)")
+        if self.validation_overlap:
+            lines.append(
+                f"{self.validation_overlap:,} of {self.validation_rows:,} validation rows are also "
+                "trained on: data.duplicates=drop leaves them out of training"
+            )
         return lines
+
+
+def bad_lines(bad: Mapping[str, int], first: Mapping[str, str]) -> list[str]:
+    """Says how many bad rows were left out, by cause, the most frequent first."""
+    causes = Counter(bad).most_common()
+    shown = [
+        f"dropped {_rows(count)}: {cause} (first: {first[cause]})"
+        for cause, count in causes[:MAX_CAUSES]
+    ]
+    rest = sum(count for _, count in causes[MAX_CAUSES:])
+    return [*shown, f"dropped {_rows(rest)} for other causes"] if rest else shown
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} bad row{'' if count == 1 else 's'}"
 
 
 def listed(numbers: Mapping[str, int]) -> str:
@@ -199,6 +235,8 @@ def summarise(counts: Counts, lengths: np.ndarray) -> DataSummary:
         changed=dict(counts.changed),
         notes=dict(counts.notes.most_common()),
         columns=dict(counts.columns),
+        bad=dict(counts.bad.most_common()),
+        first_bad=dict(counts.first_bad),
         finals=counts.finals,
         bare_finals=dict(counts.bare_finals),
         lengths=percentiles(lengths),

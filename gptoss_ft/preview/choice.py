@@ -12,7 +12,9 @@ from typing import TypeVar
 
 from rich.console import Console
 
+from gptoss_ft.data.bad import BadRow, Report, count_bad, refused
 from gptoss_ft.data.rows import ParsedRow
+from gptoss_ft.data.summary import Counts, bad_lines
 from gptoss_ft.errors import DataError, Problem
 from gptoss_ft.harmony.render import Renderer
 from gptoss_ft.harmony.vocabulary import Vocabulary
@@ -39,6 +41,7 @@ def preview(
     title: str = "What is trained",
     summary: Sequence[str] = (),
     console: Console | None = None,
+    dropped: Counts | None = None,
 ) -> list[PreviewRow]:
     """Shows the chosen examples in the terminal, and writes the page if one is asked for.
 
@@ -53,6 +56,8 @@ def preview(
         title: of the page.
         summary: lines about the whole of the data, if anything is known about it.
         console: where to draw; standard output when None.
+        dropped: counts the bad rows that are left out, while the examples are read; None refuses
+            those that cannot be rendered.
 
     Returns:
         What was shown.
@@ -61,14 +66,19 @@ def preview(
         DataError: chosen rows that cannot be rendered, all of them at once, or nothing to show.
         OSError: the page cannot be written.
     """
-    problems: list[Problem] = []
-    found = list(islice(_selected(examples, renderer, options, problems), options.limit + 1))
-    if problems:
-        raise DataError(problems)
+    bad: list[BadRow] = []
+    found = list(islice(_selected(examples, renderer, options, bad.append), options.limit + 1))
+    if bad and dropped is None:
+        problems = [problem for row in bad for problem in row.problems]
+        raise DataError(refused(problems, some_are_good=bool(found)))
+    dropped = dropped or Counts()
+    for row in bad:
+        count_bad(dropped, row)
     rows = found[: options.limit]
     if not rows:
         raise DataError(_nothing(options))
-    lines = [*summary, *_summary(rows, len(found) > len(rows), options, vocabulary)]
+    lines = [*summary, *bad_lines(dropped.bad, dropped.first_bad)]
+    lines += _summary(rows, len(found) > len(rows), options, vocabulary)
     for line in column_lines(rows):
         say(line)
     if options.columns:
@@ -107,7 +117,7 @@ def _selected(
     examples: Iterable[ParsedRow],
     renderer: Renderer,
     options: PreviewOptions,
-    problems: list[Problem],
+    report: Report,
 ) -> Iterator[PreviewRow]:
     """Yields the chosen examples, rendered; only `only` needs the others rendered as well."""
 
@@ -117,7 +127,8 @@ def _selected(
                 row = preview_row(where, example, renderer, format_name)
                 yield replace(row, columns=columns, notes=notes)
             except DataError as error:
-                problems.extend(replace(one, where=one.where or where) for one in error.problems)
+                problems = (replace(one, where=one.where or where) for one in error.problems)
+                report(BadRow(where, tuple(problems), {}))
 
     if not options.only:
         return rendered(_chosen(examples, lambda item: item[0], options))

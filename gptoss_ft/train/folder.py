@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from gptoss_ft.data.bad import DROPPED
 from gptoss_ft.errors import Problem, RunError
 from gptoss_ft.files import atomic_file, discard_folder, is_empty, leftovers, remove_leftovers
 from gptoss_ft.train import checkpoints
@@ -44,6 +45,11 @@ class RunFolder:
     def manifest(self) -> Path:
         """The run's inputs, and its result."""
         return self.path / "manifest.json"
+
+    @property
+    def dropped(self) -> Path:
+        """The bad rows that were left out of the data, one JSON object for each; may be absent."""
+        return self.path / DROPPED
 
     @property
     def config(self) -> Path:

@@ -152,7 +152,7 @@ class TrainOptions:
                     "early stopping needs validation rows",
                     "early_stopping",
                     str(self.early_stopping),
-                    "set data.validation_split, data.validation_count or data.validation_path",
+                    "set data.validation_split, data.validation_count or data.validation.path",
                 )
             )
         return found

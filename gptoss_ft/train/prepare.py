@@ -19,6 +19,7 @@ from gptoss_ft.checkpoint.digests import combined_fingerprint, tensor_digests
 from gptoss_ft.checkpoint.headers import Checkpoint, open_checkpoint
 from gptoss_ft.checkpoint.locate import locate_checkpoint
 from gptoss_ft.context import Say
+from gptoss_ft.data.bad import DroppedRows, keep_dropped
 from gptoss_ft.data.dataset import check_data
 from gptoss_ft.errors import RunError, gather
 from gptoss_ft.harmony.vocabulary import load_vocabulary, packaged_vocabulary
@@ -46,6 +47,10 @@ class TrainingData(Protocol):
     @property
     def summary(self) -> Any:
         """A dataclass of counts, with `lines()` for people."""
+
+    @property
+    def dropped(self) -> Sequence[DroppedRows]:
+        """The bad rows that were left out, by source."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +220,8 @@ def _with_data(run: PreparedRun, say: Say) -> PreparedRun:
 def open_run(run: PreparedRun, config_yaml: str) -> tuple[PreparedRun, Manifest]:
     """Writes a tiny base that is not there yet, and makes the run's folder or takes it up again.
 
+    The rows that were left out of the data are written to it.
+
     Args:
         run: prepared with its data.
         config_yaml: the composed configuration, kept beside the results.
@@ -236,6 +243,7 @@ def open_run(run: PreparedRun, config_yaml: str) -> tuple[PreparedRun, Manifest]
     make_folder(run.folder)
     write_manifest(run.folder.manifest, manifest)  # first: it is what makes the folder a run
     keep_config(run.folder, config_yaml, changed)
+    keep_dropped(run.rendered.dropped, run.folder.dropped)
     return run, manifest
 
 

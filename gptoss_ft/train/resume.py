@@ -20,7 +20,8 @@ MAY_CHANGE = (
     *("name", "output", "resume", "hub"),
     # where base, adapter and data are; their fingerprints are compared
     *("model.path", "model.tiny", "model.tiny.*", "adapter.init"),
-    *("data.path", "data.format", "data.sources", "data.validation_path"),
+    *("data.path", "data.format", "data.sources"),
+    *("data.validation_path", "data.validation.*"),
     # logging and tracking
     *("tracker.*", "trainer.report_to", "trainer.project", "trainer.trackio_*"),
     *("trainer.logging_*", "trainer.log_level*", "trainer.log_on_each_node"),
