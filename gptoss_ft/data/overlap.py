@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from gptoss_ft.data.mix import Mix
 from gptoss_ft.data.options import DataOptions
@@ -20,12 +22,20 @@ def overlap(digests: np.ndarray, chosen: Mix) -> int:
         digests: a number for each row there is, equal for examples that say the same.
         chosen: the rows of both sides.
     """
-    return int(np.isin(digests[chosen.validation], digests[chosen.train]).sum())
+    return int(_among(digests[chosen.validation], digests[chosen.train]).sum())
+
+
+def _among(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Finds the values that are among the chosen ones, bool; by a hash table, as both may be
+    many.
+    """
+    found = pc.is_in(pa.array(values), value_set=pa.array(chosen))
+    return found.to_numpy(zero_copy_only=False)
 
 
 def without_held_out(digests: np.ndarray, chosen: Mix) -> Mix:
     """Leaves out of training what is held out, and counts it; arguments as in `overlap`."""
-    both = np.isin(digests[chosen.train], digests[chosen.validation])
+    both = _among(digests[chosen.train], digests[chosen.validation])
     withheld = {WITHHELD: int(both.sum())} if both.any() else {}
     return replace(chosen, train=chosen.train[~both], withheld=withheld)
 
@@ -40,7 +50,7 @@ def check_overlap(digests: np.ndarray, chosen: Mix, options: DataOptions) -> Non
     if not len(held_out) or overlap(digests, chosen) < len(held_out):
         return
     trained = digests[chosen.train]
-    some_are_left = not np.isin(trained, digests[held_out]).all()
+    some_are_left = not _among(trained, digests[held_out]).all()
     if options.duplicates == "drop" and some_are_left:
         return
     key = "data.validation_path" if options.validation_path else "data.validation"

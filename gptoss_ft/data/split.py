@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 
 from gptoss_ft.data.options import DataOptions
 from gptoss_ft.errors import DataError, Problem
@@ -27,7 +28,10 @@ def held_out_examples(groups: np.ndarray, options: DataOptions) -> np.ndarray:
     if not (options.validation_count or options.validation_split):
         return np.zeros(len(groups), dtype=bool)
     wanted = options.validation_count or round(len(groups) * options.validation_split)
-    keys, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    # By a hash table, which is several times as fast as sorting them.
+    encoded = pa.array(groups).dictionary_encode()
+    keys, group = encoded.dictionary.to_numpy(), encoded.indices.to_numpy()
+    sizes = np.bincount(group)
     if len(keys) < 2 or options.validation_count >= len(groups):
         raise DataError(_too_few(len(groups), len(keys), wanted, options))
     order = np.argsort(shuffling(keys, options.seed), kind="stable")

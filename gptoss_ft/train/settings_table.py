@@ -246,9 +246,7 @@ _IGNORED = (
         "leave it out: evaluations compute as training does", "bf16_full_eval", "fp16_full_eval"
     ),
     *_refused("leave it out: `gptoss-ft train` trains", "do_train"),
-    *_refused(
-        "hold rows out with data.validation_split, _count or data.validation.path", "do_eval"
-    ),
+    *_refused("hold rows out with data.validation_split or data.validation.path", "do_eval"),
     *_refused("use `gptoss-ft generate`", "do_predict"),
     *_refused("set resume=true", "resume_from_checkpoint"),
     *_refused("leave it out: the progress bar follows the terminal", "disable_tqdm"),
