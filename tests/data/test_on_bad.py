@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from gptoss_ft.cli import run
 from gptoss_ft.data.bad import keep_dropped
 from gptoss_ft.data.dataset import PreparedData, check_data, prepare
 from gptoss_ft.data.options import DataOptions
@@ -161,3 +162,18 @@ def test_pairs_too(tmp_path: Path) -> None:
     assert "(first: " in "\n".join(data.summary.lines())
     keep_dropped(data.dropped, tmp_path / "dropped.jsonl")
     assert len((tmp_path / "dropped.jsonl").read_text(encoding="utf-8").splitlines()) == 2
+
+
+def test_the_preview_shows_the_good_rows_and_the_counts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "a.jsonl", MIXED)
+    assert run("preview", [f"data.path={path}"]) == 2
+    assert capsys.readouterr().err.count(ARGUMENT) == 1
+    page = tmp_path / "page.html"
+    assert run("preview", [f"data.path={path}", ARGUMENT, f"html={page}"]) == 0
+    for text in (capsys.readouterr().out, page.read_text(encoding="utf-8")):
+        assert f"dropped 1 bad row: the line is not JSON (first: {path}:3)" in text
+        assert "dropped 2 bad rows" in text and "answer 3" in text
+    assert run("preview", [f"data.path={write(tmp_path / 'b.jsonl', [NO_FORMAT])}", ARGUMENT]) == 2
+    assert f"{tmp_path / 'b.jsonl'}:1" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -15,6 +16,7 @@ from preference_runs import SMALL, preference_options, write_base
 from gptoss_ft.adapters.options import AdapterOptions
 from gptoss_ft.checkpoint.digests import fingerprint
 from gptoss_ft.checkpoint.headers import open_checkpoint
+from gptoss_ft.errors import DataError
 from gptoss_ft.harmony.vocabulary import load_vocabulary, packaged_vocabulary
 from gptoss_ft.model.tiny import TinyOptions, describe_tiny
 from gptoss_ft.train.options import ModelOptions, TrainOptions
@@ -97,3 +99,20 @@ def test_each_shard_is_sampled_once(base: Path, tmp_path: Path) -> None:
     adapter = AdapterOptions(["router"], init=str(first.adapter))
     _prepare(_options(base, tmp_path, adapter=adapter, name="second"))
     assert sum(opened.values()) == tensors + headers
+
+
+def test_bad_rows_that_are_left_out_are_written_to_the_runs_folder(
+    base: Path, tmp_path: Path
+) -> None:
+    options = _options(base, tmp_path)
+    with (tmp_path / "chats.jsonl").open("a") as stream:
+        stream.write("no JSON\n")
+    with pytest.raises(DataError, match=r"data\.on_bad=drop"):
+        _prepare(options)
+    options = replace(options, data=replace(options.data, on_bad="drop"))
+    for name in ("run", "again"):  # the second one finds the rows in the cache
+        prepared = _prepare(replace(options, name=name))
+        open_run(prepared, "name: run\n")
+        (line,) = (tmp_path / name / "dropped.jsonl").read_text().splitlines()
+        assert json.loads(line)["where"] == f"{tmp_path / 'chats.jsonl'}:5"
+    assert prepared.rendered.summary.cached
