@@ -66,18 +66,11 @@ def preview(
         DataError: chosen rows that cannot be rendered, all of them at once, or nothing to show.
         OSError: the page cannot be written.
     """
-    bad: list[BadRow] = []
-    found = list(islice(_selected(examples, renderer, options, bad.append), options.limit + 1))
-    if bad and dropped is None:
-        problems = [problem for row in bad for problem in row.problems]
-        raise DataError(refused(problems, some_are_good=bool(found)))
-    dropped = dropped or Counts()
-    for row in bad:
-        count_bad(dropped, row)
+    found = _found(examples, renderer, options, dropped)
     rows = found[: options.limit]
     if not rows:
         raise DataError(_nothing(options))
-    lines = [*summary, *bad_lines(dropped.bad, dropped.first_bad)]
+    lines = [*summary, *(bad_lines(dropped.bad, dropped.first_bad) if dropped else ())]
     lines += _summary(rows, len(found) > len(rows), options, vocabulary)
     for line in column_lines(rows):
         say(line)
@@ -111,6 +104,24 @@ def column_lines(rows: Sequence[PreviewRow]) -> list[str]:
 
 def _in_some(count: int, rows: int) -> str:
     return "" if count == rows else f" (in {count:,} of {rows:,} rows)"
+
+
+def _found(
+    examples: Iterable[ParsedRow],
+    renderer: Renderer,
+    options: PreviewOptions,
+    dropped: Counts | None,
+) -> list[PreviewRow]:
+    """Reads the examples to show, and one more if there are more; arguments as in `preview`."""
+    bad: list[BadRow] = []
+    found = list(islice(_selected(examples, renderer, options, bad.append), options.limit + 1))
+    if bad and dropped is None:
+        problems = [problem for row in bad for problem in row.problems]
+        raise DataError(refused(problems, some_are_good=bool(found)))
+    if dropped is not None:
+        for row in bad:
+            count_bad(dropped, row)
+    return found
 
 
 def _selected(
