@@ -111,7 +111,7 @@ def read_rows(
     from gptoss_ft.data.options import SourceOptions
     from gptoss_ft.data.rows import read_examples
 
-    source = SourceOptions(format, path=str(path), split=split)
+    source = SourceOptions(str(path), format=format, split=split)
     if problems := source.problems("read_rows"):
         raise ConfigError(problems)
     yield from read_examples(source, problems, hub, needs_answer=False)

@@ -16,7 +16,7 @@ from gptoss_ft.harmony.vocabulary import CONTEXT_TOKENS
 from gptoss_ft.validation import choice_field, dotted, field_problems, number_field, path_field
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ReadingOptions:
     """All that is said about rows, wherever they are read.
 
@@ -138,7 +138,13 @@ class DataOptions(ReadingOptions):
     def training_sources(self) -> list[SourceOptions]:
         """The sources to train on, `path` as one of them."""
         return self.sources or [
-            SourceOptions(self.format, self.map, self.columns, self.ignore, path=self.path)
+            SourceOptions(
+                path=self.path,
+                format=self.format,
+                map=self.map,
+                columns=self.columns,
+                ignore=self.ignore,
+            )
         ]
 
     @property
