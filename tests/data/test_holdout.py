@@ -179,12 +179,12 @@ SOURCES: list[tuple[list[str], SourceOptions | None]] = [
     (["data.path=a", "data.validation_path=b"], SourceOptions(path="b")),
     (
         ["data.path=a", "data.format=chat", "data.validation_path=b"],
-        SourceOptions("chat", path="b"),
+        SourceOptions(format="chat", path="b"),
     ),
     (["data.path=a", "data.validation.path=b"], SourceOptions(path="b")),
     (
         ["data.path=a", "data.validation={path: b, format: chat, split: dev}"],
-        SourceOptions("chat", path="b", split="dev"),
+        SourceOptions(format="chat", path="b", split="dev"),
     ),
     (
         ["data.path=a", "data.ignore=[x]", "data.validation.split=test"],
@@ -196,7 +196,7 @@ SOURCES: list[tuple[list[str], SourceOptions | None]] = [
     ),
     (
         ["data.path=a", "data.columns={prompt: q}", "data.validation={path: b, format: chat}"],
-        SourceOptions("chat", path="b"),
+        SourceOptions(format="chat", path="b"),
     ),
     (["data.sources=[{path: a}]", "data.validation.path=b"], SourceOptions(path="b")),
 ]
