@@ -24,6 +24,8 @@ from gptoss_ft.data.formats.completions import (
     read_prompt,
     read_run,
 )
+from gptoss_ft.data.formats.dialects.authors import author_of
+from gptoss_ft.data.formats.ratings import tied
 from gptoss_ft.data.formats.tool_calls import read_tools
 from gptoss_ft.harmony.messages import Conversation, Message, Preference, ToolSpec
 
@@ -99,20 +101,15 @@ def parse_trl_preference(
         prompt = read_prompt(raw, "prompt", state)
         left = read_completion(chosen, "chosen", state.fork(), "trained")
         right = read_completion(rejected, "rejected", state.fork(), "rejected")
-    return replace(_preference(prompt, left, right, tools, effort, state), tied=_tied(row))
-
-
-def _tied(row: Mapping[str, Any]) -> bool:
-    """Returns whether the row scores both completions, and equally."""
-    chosen, rejected = row.get("score_chosen"), row.get("score_rejected")
-    return chosen is not None and chosen == rejected
+    equal = tied(row, state)
+    return replace(_preference(prompt, left, right, tools, effort, state), tied=equal)
 
 
 def _holds_prompt(raw: Any) -> bool:
     """Returns whether a message list begins with something that an assistant run cannot contain."""
     messages = decoded(raw)
     first = messages[0] if isinstance(messages, list) and messages else None
-    return isinstance(first, Mapping) and first.get("role") in ("system", "developer", "user")
+    return isinstance(first, Mapping) and author_of(first) in ("system", "developer", "user")
 
 
 def _implicit(
