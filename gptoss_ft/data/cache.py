@@ -225,6 +225,7 @@ def _fingerprint(
         "max_length": options.max_length,
         "on_too_long": options.on_too_long,
         "without_analysis": options.without_analysis,
+        "on_rated": options.on_rated,
         "vocabulary": vocabulary.identity,
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

@@ -14,13 +14,14 @@ from gptoss_ft.data.formats.harmless import is_harmless
 from gptoss_ft.data.layouts import names
 from gptoss_ft.data.layouts.advice import refuse_doubt, refuse_unknown, refuse_unread
 from gptoss_ft.data.layouts.columns import value_of
-from gptoss_ft.data.layouts.layout import LAYOUTS, Layout
+from gptoss_ft.data.layouts.layout import Layout
 from gptoss_ft.data.layouts.plan import (
     LIST_MARK,
     Plan,
     Reading,
     plan_of,
 )
+from gptoss_ft.data.layouts.table import LAYOUTS
 
 # Formats that a row may seem to have which is laid out in a way of its own.
 UNSETTLED = ("", "responses", "prompt_completion")
