@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gptoss_ft.data.formats.common import RowState
+from gptoss_ft.data.formats.common import RowState, shell_list
 from gptoss_ft.data.formats.harmless import fold
 
 # Words for a good and a bad answer in exports and public datasets, folded. Neither "positive" nor
@@ -82,10 +83,18 @@ def tied(row: Mapping[str, Any], state: RowState) -> bool:
     return chosen == rejected
 
 
-def rating_advice(name: str) -> str:
-    """Says what to do about a column that rates the answer of a row which is to be trained."""
+def rating_advice(name: str, refused: Sequence[str]) -> str:
+    """Says what to do about a column that rates the answer of a row which is to be trained.
+
+    Args:
+        name: of the column.
+        refused: all columns of the row that nothing reads, this one among them.
+    """
+    others = [other for other in refused if other != name]
+    label = shlex.quote(f"data.columns={{label: {name}}}")
+    beside = f" {shell_list('data.ignore', others)}" if others else ""
     return (
-        f"`{name}` rates the answer. To train good and bad answers as such, take dpo=kto_20b with "
-        f"'data.columns={{label: {name}}}', where it says true or false, 0 or 1, good or bad; "
-        f"'data.ignore=[{name}]' trains all answers alike, the bad ones too"
+        f"`{name}` rates the answer: {shell_list('data.ignore', refused)} trains all answers "
+        f"alike, the bad ones too; where it says true or false, 0 or 1, good or bad, train them as "
+        f"such with dpo=kto_20b {label}{beside}"
     )

@@ -7,6 +7,7 @@ turns, a system prompt; and what is handed on as it is.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from gptoss_ft.data.formats.common import RowState, decoded, is_empty, shell_list
@@ -21,6 +22,12 @@ QUESTIONS = ("prompt", "question", "instruction", "query", "problem", "user_prom
 SYSTEMS = ("system", "system_prompt", "system_message", "instructions")
 # Read by every format under these names.
 HANDED_ON = ("tools", "builtin_tools", "reasoning_effort", "chat_template_kwargs")
+
+
+@lru_cache(maxsize=4096)
+def folded(names: tuple[str, ...]) -> frozenset[str]:
+    """Returns the folded names of columns: enough to see that most rows are laid out otherwise."""
+    return frozenset(fold(str(name)) for name in names)
 
 
 def named(row: Row) -> dict[str, str]:

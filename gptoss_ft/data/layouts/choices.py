@@ -14,6 +14,7 @@ from gptoss_ft.data.layouts.asked import (
     Asked,
     Row,
     asked,
+    folded,
     handed_on,
     is_turns,
     is_whole,
@@ -89,9 +90,9 @@ class _Plan(NamedTuple):
 
 
 def _plan(row: Row) -> _Plan | None:
-    names = named(row)
-    if names.keys().isdisjoint(_LEFTS):
+    if folded(tuple(row)).isdisjoint(_LEFTS):
         return None
+    names = named(row)
     for left, right, a, b in ANSWERS:
         if left in names and right in names:
             columns = names[left], names[right]
@@ -116,17 +117,17 @@ def reads(row: Row) -> frozenset[str]:
         return frozenset()
     said = {plan.names[name] for name in (*plan.says, *ONE_HOT) if name in plan.names}
     opposite = {plan.names["rejected"]} if _names_rejected(row, plan) else set()
-    beside = {name for folded, name in plan.names.items() if _is_beside(folded, plan)}
+    beside = {name for column, name in plan.names.items() if _is_beside(column, plan)}
     return frozenset((plan.left, plan.right)) | plan.asked.columns | said | opposite | beside
 
 
-def _is_beside(folded: str, plan: _Plan) -> bool:
-    word, _, mark = folded.rpartition("_")
+def _is_beside(column: str, plan: _Plan) -> bool:
+    word, _, mark = column.rpartition("_")
     of_answer = tuple(
         f"{before}{fold(answer)}_" for answer in (plan.left, plan.right) for before in ("", "is_")
     )
     return (
-        folded in BESIDE or (mark in plan.marks and word in MARKED) or folded.startswith(of_answer)
+        column in BESIDE or (mark in plan.marks and word in MARKED) or column.startswith(of_answer)
     )
 
 
@@ -136,8 +137,8 @@ def convert(row: Row, state: RowState) -> dict[str, Any]:
     if plan is None:
         return dict(row)
     better = _better(row, plan, state)
-    for folded, name in plan.names.items():
-        if _is_beside(folded, plan) and folded not in _scored(plan):
+    for column, name in plan.names.items():
+        if _is_beside(column, plan) and column not in _scored(plan):
             state.note(f"column `{name}` not read: it says how the answers were compared")
     prompt = prompt_of(row, plan.asked, state)
     sides = [_answer(row[name], prompt, name, state) for name in (plan.left, plan.right)]

@@ -14,6 +14,7 @@ from gptoss_ft.data.layouts.asked import (
     Asked,
     Row,
     asked,
+    folded,
     handed_on,
     is_turns,
     is_whole,
@@ -92,9 +93,9 @@ class _Plan(NamedTuple):
 
 
 def _plan(row: Row) -> _Plan | None:
-    present = {fold(str(name)): name for name, value in row.items() if value is not None}
-    if present.keys().isdisjoint(_LEFTS):
+    if folded(tuple(row)).isdisjoint(_LEFTS):
         return None
+    present = {fold(str(name)): name for name, value in row.items() if value is not None}
     for chosen, rejected in SIDES:
         if chosen in present and rejected in present:
             sides = present[chosen], present[rejected]
@@ -123,8 +124,8 @@ def reads(row: Row) -> frozenset[str]:
         return frozenset()
     beside = {
         name
-        for folded, name in plan.names.items()
-        if folded in SCORE_NAMES or folded in _judged(plan)
+        for column, name in plan.names.items()
+        if column in SCORE_NAMES or column in _judged(plan)
     }
     return plan.sides | plan.asked.columns | beside | _copies(row, plan)[0]
 

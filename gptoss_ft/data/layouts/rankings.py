@@ -13,6 +13,7 @@ from gptoss_ft.data.layouts.asked import (
     Row,
     asked,
     first,
+    folded,
     handed_on,
     named,
     prompt_of,
@@ -54,6 +55,8 @@ class _Plan(NamedTuple):
 
 
 def _plan(row: Row) -> _Plan | None:
+    if folded(tuple(row)).isdisjoint(LISTS):
+        return None
     names = named(row)
     answers = next((names[name] for name in LISTS if name in names), None)
     if answers is None or not isinstance(decoded(row[answers]), list):
@@ -81,7 +84,7 @@ def reads(row: Row) -> frozenset[str]:
     plan = _plan(row)
     if plan is None:
         return frozenset()
-    beside = {name for folded, name in plan.names.items() if folded in BESIDE}
+    beside = {name for column, name in plan.names.items() if column in BESIDE}
     measures = {plan.measures} if plan.measures and _is_parallel(row, plan) else set()
     return frozenset((plan.answers,)) | plan.asked.columns | measures | beside
 

@@ -12,6 +12,7 @@ from gptoss_ft.data.layouts.asked import (
     Row,
     asked,
     first,
+    folded,
     handed_on,
     is_turns,
     named,
@@ -34,6 +35,7 @@ LABELS = (
     "thumbs_up",
 )
 VERDICTS = ("thumbs", "thumb", "feedback", "user_feedback", "human_feedback", "rating", "vote")
+_RATING = frozenset((*LABELS, *VERDICTS))
 OPPOSITE = ("thumbs_down",)
 # BeaverTails' question, another than how good an answer is.
 SAFETY = "is_safe"
@@ -47,6 +49,8 @@ class _Plan(NamedTuple):
 
 
 def _plan(row: Row) -> _Plan | None:
+    if folded(tuple(row)).isdisjoint(_RATING):
+        return None
     # False is a label, so empty columns are told from those that hold it by `named`.
     names = named(row)
     label = first(names, LABELS) or _verdict(row, names)
@@ -123,6 +127,8 @@ def _label(raw: Any, name: str, state: RowState) -> bool:
 
 def fits_safety(row: Row) -> bool:
     """Returns whether a row says of an answer only that it is safe."""
+    if SAFETY not in folded(tuple(row)):
+        return False
     names = named(row)
     return SAFETY in names and first(names, LABELS) is None and bool(first(names, ANSWERS))
 
@@ -137,7 +143,7 @@ def refuse_safety(row: Row, state: RowState) -> dict[str, Any]:
     names = named(row)
     safe, answer = names[SAFETY], first(names, ANSWERS)
     prompt = asked(row, names, frozenset((str(answer),))).question
-    others = [name for folded, name in names.items() if folded == "category"]
+    others = [names[name] for name in ("category",) if name in names]
     columns = f"'data.columns={{prompt: {prompt}, completion: {answer}, label: {safe}}}'"
     ignored = shell_list("data.ignore", [safe, *others])
     mend = f"{columns} takes safe answers as good ones, with dpo=kto_20b; {ignored} trains them all"
