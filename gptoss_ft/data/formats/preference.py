@@ -31,6 +31,7 @@ from gptoss_ft.harmony.messages import Conversation, Message, Preference, ToolSp
 
 SETTINGS = ("tools", "builtin_tools", "reasoning_effort")
 INPUT_KEYS = frozenset(("messages", *SETTINGS))
+ELSEWHERE = "`prompt` is none of the user's messages in `chosen`, which are trained as they stand"
 INPUT_MEND = 'write {"messages": [...]}, and `tools` beside them if there are any'
 
 
@@ -81,9 +82,9 @@ def parse_trl_preference(
 ) -> Preference:
     """Reads one TRL preference row; both completions are needed in any case.
 
-    Without `prompt` the prompt is what both message lists begin with. So it is where `prompt` is a
-    text and both lists begin with it again, as in several public datasets. Equal scores make the
-    row a tie.
+    Without `prompt` the prompt is what both message lists begin with. So it is where both lists
+    begin with `prompt` again, or where that is a text, as in several public datasets. Equal scores
+    make the row a tie.
 
     Raises:
         DataError: with every problem of the row.
@@ -94,15 +95,27 @@ def parse_trl_preference(
     refuse_missing(row, "chosen", state, MESSAGES_OR_TEXT)
     refuse_missing(row, "rejected", state, MESSAGES_OR_TEXT)
     raw, chosen, rejected = (row.get(name) for name in ("prompt", "chosen", "rejected"))
-    repeated = is_text(raw) and _holds_prompt(chosen) and _holds_prompt(rejected)
-    if raw is None or repeated:
+    if raw is None or _is_repeated(raw, chosen, rejected):
         prompt, left, right = _implicit(chosen, rejected, row, state)
+        if is_text(raw) and raw.strip() not in (item.message.content.strip() for item in prompt):
+            state.note(ELSEWHERE)
     else:
         prompt = read_prompt(raw, "prompt", state)
         left = read_completion(chosen, "chosen", state.fork(), "trained")
         right = read_completion(rejected, "rejected", state.fork(), "rejected")
     equal = tied(row, state)
     return replace(_preference(prompt, left, right, tools, effort, state), tied=equal)
+
+
+def _is_repeated(prompt: Any, chosen: Any, rejected: Any) -> bool:
+    """Returns whether both sides hold the prompt again; of a list, the very messages."""
+    if not (_holds_prompt(chosen) and _holds_prompt(rejected)):
+        return False
+    messages = decoded(prompt)
+    return is_text(prompt) or (
+        isinstance(messages, list)
+        and all(decoded(side)[: len(messages)] == messages for side in (chosen, rejected))
+    )
 
 
 def _holds_prompt(raw: Any) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from gptoss_ft.data.formats.common import RowState, decoded, shell_list
 from gptoss_ft.data.formats.harmless import fold
+from gptoss_ft.data.formats.preference import ELSEWHERE
 from gptoss_ft.data.formats.ratings import SCORE_COLUMNS, SCORE_NAMES, read_number
 from gptoss_ft.data.layouts.asked import (
     TURNS,
@@ -77,7 +78,6 @@ _JUDGED_LISTS_TEXT = """
 JUDGED_LISTS = frozenset(_JUDGED_LISTS_TEXT.split())
 _LISTS = ("generations", "new_generations")
 _RATINGS = ("ratings", "rating")
-ELSEWHERE = "`prompt` is none of the user's messages in `chosen`, which are trained as they stand"
 COPIES = "messages beside a pair not read: a copy of one of its sides"
 
 

@@ -59,7 +59,8 @@ def _plan(row: Row) -> _Plan | None:
     answer = first(names, ANSWERS)
     used = frozenset(name for name in (label, answer) if name)
     found = asked(row, names, used)
-    return _Plan(label, None if found.turns else answer, found, names)
+    answered = found.turns is not None and bool(split_answer(decoded(row[found.turns]))[1])
+    return _Plan(label, None if answered else answer, found, names)
 
 
 def _verdict(row: Row, names: Mapping[str, str]) -> str | None:
