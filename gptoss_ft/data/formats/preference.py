@@ -97,7 +97,8 @@ def parse_trl_preference(
     raw, chosen, rejected = (row.get(name) for name in ("prompt", "chosen", "rejected"))
     if raw is None or _is_repeated(raw, chosen, rejected):
         prompt, left, right = _implicit(chosen, rejected, row, state)
-        if is_text(raw) and raw.strip() not in (item.message.content.strip() for item in prompt):
+        texts = [item.message.content.strip() for item in prompt]
+        if isinstance(raw, str) and is_text(raw) and raw.strip() not in texts:
             state.note(ELSEWHERE)
     else:
         prompt = read_prompt(raw, "prompt", state)
