@@ -299,6 +299,7 @@ def _fingerprint(
         "on_too_long": options.on_too_long,
         "without_analysis": options.without_analysis,
         "on_bad": options.on_bad,
+        "on_rated": options.on_rated,
         "vocabulary": vocabulary.identity,
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

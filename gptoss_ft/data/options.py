@@ -110,6 +110,9 @@ class DataOptions(ReadingOptions):
             are also in a source of validation rows are then dropped from training.
         without_analysis: what happens to conversations with a trained final that has no analysis:
             keep, low (effort low, unless the row names one) or drop.
+        on_rated: what sft does with preference pairs and rated answers: refuse them, or train the
+            good side alone: the chosen completion, and the answers labelled good. Bad ones and
+            ties are left out and counted.
         seed: of split, weights and packing.
         workers: processes that render; 0 for one per CPU where the files are large.
         cache: folder for rendered rows; empty for `$XDG_CACHE_HOME/gptoss-ft`, by default
@@ -129,6 +132,7 @@ class DataOptions(ReadingOptions):
     on_bad: str = choice_field("refuse", ("refuse", "drop"))
     duplicates: str = choice_field("keep", ("keep", "drop"))
     without_analysis: str = choice_field("keep", ("keep", "low", "drop"))
+    on_rated: str = choice_field("refuse", ("refuse", "good"))
     seed: int = 0
     workers: int = number_field(0, least=0)
     cache: str = path_field()

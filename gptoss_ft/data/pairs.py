@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from gptoss_ft.data.options import DataOptions
+from gptoss_ft.data.rated import TIED
 from gptoss_ft.data.rows import ParsedRow, RowKind, short_enough, shortened
 from gptoss_ft.data.summary import Counts
 from gptoss_ft.errors import DataError, Problem
@@ -69,7 +70,6 @@ RATED_SCHEMA = pa.schema(
     }
 )
 SAME = "pairs whose completions are the same"
-TIED = "ties: both completions have the same score"
 SAME_COMPARED = "ties: the two completions differ only where the weight is 0"
 UNWEIGHTED = "rows with a completion in which every token has weight 0"
 SPLIT = "pairs read as two rated completions each"

@@ -19,6 +19,7 @@ import pyarrow as pa
 from gptoss_ft.data.bad import BadRow, Report
 from gptoss_ft.data.layouts.plan import Reading
 from gptoss_ft.data.options import DataOptions, SourceOptions
+from gptoss_ft.data.rated import good_side
 from gptoss_ft.data.read import RowChunk, decode, read_source
 from gptoss_ft.data.reading import read_row
 from gptoss_ft.data.summary import Counts
@@ -208,11 +209,10 @@ def _training_rows(
     """Renders the rows of an example that are kept, and counts them."""
     example = parsed.example
     if isinstance(example, Preference | Feedback):
-        kind = "a preference pair" if isinstance(example, Preference) else "a rated answer"
-        mend = "train it with a recipe of dpo=NAME, or give conversations to sft="
-        raise DataError(
-            Problem(f"this row is {kind}, which sft does not train", parsed.where, mend=mend)
-        )
+        good = good_side(example, parsed.where, options, counts)
+        if good is None:
+            return []
+        example = good
     if isinstance(example, Document):
         rows, effort = _document(example, renderer, options, counts), ""
     elif isinstance(example, HarmonyText):

@@ -99,6 +99,9 @@ def preference_problems(
         what = "this is about conversations; pairs and ratings are taken as they are"
         mend = "leave it out, or clean the file"
         found.append(Problem(what, "data.without_analysis", repr(data.without_analysis), mend))
+    if data.on_rated != "refuse":
+        what = "this is about sft; a preference run trains both sides"
+        found.append(Problem(what, "data.on_rated", repr(data.on_rated), "leave it out"))
     if options.method == "kto":
         return found + _kto_problems(data, trainer)
     if options.method == "dpo":

@@ -204,8 +204,8 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ),
     # kto
     ("kto", PROMPTED, "", "no `label`"),
-    ("kto", PROMPTED | {"label": 1}, "label", "neither true nor false"),
-    ("kto", PROMPTED | {"label": "good"}, "label", "neither true nor false"),
+    ("kto", PROMPTED | {"label": 2}, "label", "neither true nor false"),
+    ("kto", PROMPTED | {"label": "spam"}, "label", "neither true nor false"),
     ("kto", {"completion": "b", "label": True}, "", "no `prompt`"),
     (
         "kto",

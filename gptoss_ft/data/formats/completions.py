@@ -20,10 +20,10 @@ from gptoss_ft.data.formats.common import (
     refuse_missing,
     split_thinking,
 )
+from gptoss_ft.data.formats.ratings import LABEL_MEND, read_label
 from gptoss_ft.data.formats.tool_calls import read_tools
 from gptoss_ft.harmony.messages import Conversation, Feedback, Message
 
-LABELS = {"true": True, "false": False}
 MESSAGES_OR_TEXT = "write a text, or a list of messages"
 
 
@@ -40,12 +40,11 @@ def parse_prompt_completion(
 def parse_kto(row: Mapping[str, Any], state: RowState, *, needs_answer: bool = True) -> Feedback:
     """Reads one TRL KTO row; see `parse_openai_chat` for arguments and errors."""
     refuse_missing(row, "label", state, 'write "label": true for a good completion, else false')
-    label = row.get("label")
-    if isinstance(label, str):  # CSV knows texts only
-        label = LABELS.get(label.strip().lower(), label)
-    if label is not None and not isinstance(label, bool):
-        state.refuse("`label` is neither true nor false", "label", label, "write true or false")
-    use: Use = "trained" if label is True else "rejected"
+    given = row.get("label")
+    label = read_label(given)
+    if given is not None and label is None:
+        state.refuse("`label` is neither true nor false", "label", given, LABEL_MEND)
+    use: Use = "trained" if label else "rejected"
     prompt, completion = _prompt_and_completion(row, state, needs_answer, use)
     state.check()
     return Feedback(prompt, tuple(item.message for item in completion), label is True)

@@ -24,11 +24,14 @@ from gptoss_ft.data.formats.completions import (
     read_prompt,
     read_run,
 )
+from gptoss_ft.data.formats.dialects.authors import author_of
+from gptoss_ft.data.formats.ratings import tied
 from gptoss_ft.data.formats.tool_calls import read_tools
 from gptoss_ft.harmony.messages import Conversation, Message, Preference, ToolSpec
 
 SETTINGS = ("tools", "builtin_tools", "reasoning_effort")
 INPUT_KEYS = frozenset(("messages", *SETTINGS))
+ELSEWHERE = "`prompt` is none of the user's messages in `chosen`, which are trained as they stand"
 INPUT_MEND = 'write {"messages": [...]}, and `tools` beside them if there are any'
 
 
@@ -79,9 +82,9 @@ def parse_trl_preference(
 ) -> Preference:
     """Reads one TRL preference row; both completions are needed in any case.
 
-    Without `prompt` the prompt is what both message lists begin with. So it is where `prompt` is a
-    text and both lists begin with it again, as in several public datasets. Equal scores make the
-    row a tie.
+    Without `prompt` the prompt is what both message lists begin with. So it is where both lists
+    begin with `prompt` again, or where that is a text, as in several public datasets. Equal scores
+    make the row a tie.
 
     Raises:
         DataError: with every problem of the row.
@@ -92,27 +95,35 @@ def parse_trl_preference(
     refuse_missing(row, "chosen", state, MESSAGES_OR_TEXT)
     refuse_missing(row, "rejected", state, MESSAGES_OR_TEXT)
     raw, chosen, rejected = (row.get(name) for name in ("prompt", "chosen", "rejected"))
-    repeated = is_text(raw) and _holds_prompt(chosen) and _holds_prompt(rejected)
-    if raw is None or repeated:
+    if raw is None or _is_repeated(raw, chosen, rejected):
         prompt, left, right = _implicit(chosen, rejected, row, state)
+        texts = [item.message.content.strip() for item in prompt]
+        if isinstance(raw, str) and is_text(raw) and raw.strip() not in texts:
+            state.note(ELSEWHERE)
     else:
         prompt = read_prompt(raw, "prompt", state)
         left = read_completion(chosen, "chosen", state.fork(), "trained")
         right = read_completion(rejected, "rejected", state.fork(), "rejected")
-    return replace(_preference(prompt, left, right, tools, effort, state), tied=_tied(row))
+    equal = tied(row, state)
+    return replace(_preference(prompt, left, right, tools, effort, state), tied=equal)
 
 
-def _tied(row: Mapping[str, Any]) -> bool:
-    """Returns whether the row scores both completions, and equally."""
-    chosen, rejected = row.get("score_chosen"), row.get("score_rejected")
-    return chosen is not None and chosen == rejected
+def _is_repeated(prompt: Any, chosen: Any, rejected: Any) -> bool:
+    """Returns whether both sides hold the prompt again; of a list, the very messages."""
+    if not (_holds_prompt(chosen) and _holds_prompt(rejected)):
+        return False
+    messages = decoded(prompt)
+    return is_text(prompt) or (
+        isinstance(messages, list)
+        and all(decoded(side)[: len(messages)] == messages for side in (chosen, rejected))
+    )
 
 
 def _holds_prompt(raw: Any) -> bool:
     """Returns whether a message list begins with something that an assistant run cannot contain."""
     messages = decoded(raw)
     first = messages[0] if isinstance(messages, list) and messages else None
-    return isinstance(first, Mapping) and first.get("role") in ("system", "developer", "user")
+    return isinstance(first, Mapping) and author_of(first) in ("system", "developer", "user")
 
 
 def _implicit(

@@ -9,6 +9,7 @@ from typing import Any
 
 from gptoss_ft.data.formats.common import RowState, decoded, is_empty, shell_list
 from gptoss_ft.data.formats.harmless import fold, is_harmless
+from gptoss_ft.data.formats.ratings import RATING_NAMES, rating_advice
 from gptoss_ft.data.layouts import names
 from gptoss_ft.data.layouts.columns import paths_of
 from gptoss_ft.data.layouts.maps import load_map, matching_maps
@@ -20,9 +21,11 @@ def refuse_unread(
 ) -> None:
     """Refuses columns with a meaning that nothing reads, with one argument for them all."""
     mend = _unread_advice(refused, plan, row)
+    rated = not _better_completion(refused, dict(plan.moves), row)
     for name in refused:
         what = f"this column carries meaning that is not read: `{name}`"
-        state.refuse(what, name, row[name], mend)
+        is_rating = rated and fold(name) in RATING_NAMES
+        state.refuse(what, name, row[name], rating_advice(name, refused) if is_rating else mend)
 
 
 def _unread_advice(refused: Sequence[str], plan: Plan, row: Mapping[str, Any]) -> str:

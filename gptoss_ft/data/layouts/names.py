@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from gptoss_ft.data.formats.ratings import SCORE_COLUMNS
+
 # The columns that the formats read, and that `data.columns` may name.
 CANONICAL = (
     "messages",
@@ -155,11 +157,13 @@ LIKELY_PAIRS = (
 # A thinking mode, not a text: `reasoning: on`.
 SWITCHES = frozenset(("on", "off", "true", "false", "yes", "no"))
 
-# Columns in which public datasets keep the scores that chosen and rejected were told apart by.
-SCORES = {
-    "score_chosen": ("score_chosen", "chosen_score", "rating_chosen", "chosen_rating"),
-    "score_rejected": ("score_rejected", "rejected_score", "rating_rejected", "rejected_rating"),
-}
+# Scores that chosen and rejected were told apart by.
+SCORES = MappingProxyType(
+    {
+        "score_chosen": tuple(chosen for chosen, _ in SCORE_COLUMNS),
+        "score_rejected": tuple(rejected for _, rejected in SCORE_COLUMNS),
+    }
+)
 ALIASES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"system": SYSTEMS, "thinking": THINKING, "tools": TOOLS}
 )

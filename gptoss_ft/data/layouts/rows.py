@@ -11,19 +11,22 @@ from typing import Any, NamedTuple
 
 from gptoss_ft.data.formats.common import RowState, decoded, is_empty
 from gptoss_ft.data.formats.harmless import is_harmless
-from gptoss_ft.data.layouts import names
+from gptoss_ft.data.layouts import names, ratings
 from gptoss_ft.data.layouts.advice import refuse_doubt, refuse_unknown, refuse_unread
 from gptoss_ft.data.layouts.columns import value_of
-from gptoss_ft.data.layouts.layout import LAYOUTS, Layout
+from gptoss_ft.data.layouts.layout import Layout
 from gptoss_ft.data.layouts.plan import (
     LIST_MARK,
     Plan,
     Reading,
     plan_of,
 )
+from gptoss_ft.data.layouts.table import LAYOUTS
 
 # Formats that a row may seem to have which is laid out in a way of its own.
 UNSETTLED = ("", "responses", "prompt_completion")
+# Formats that with a label from `data.columns` are rated answers.
+RATED = ("chat", "sharegpt", "alpaca")
 # Of these, several may be given as long as they say the same.
 MERGED = ("system", "thinking", "tools")
 # A text shorter than this stands in many others by chance.
@@ -72,6 +75,8 @@ def _planned(row: Mapping[str, Any], plan: Plan, left: list[str], state: RowStat
     lines = plan.lines
     if left:
         lines += tuple(_settle_rest(left, row, read, plan, state))
+    if plan.format in RATED and read.get("label") is not None:
+        return CanonicalRow("kto", ratings.convert(read, state), lines)
     return CanonicalRow(plan.format, read, lines)
 
 

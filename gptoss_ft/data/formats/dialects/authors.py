@@ -46,6 +46,12 @@ TEXT_KEYS = ("content", "value", "text")
 CHAT_ROLES = frozenset(("system", "developer", "user", "assistant", "tool"))
 
 
+def author_of(message: Mapping[str, Any]) -> str | None:
+    """Returns the chat role of a message's author; None where no known one is named."""
+    author = next((message[key] for key in AUTHOR_KEYS if isinstance(message.get(key), str)), None)
+    return None if author is None else ROLE_OF.get(fold(author))
+
+
 def fits(message: Mapping[str, Any]) -> bool:
     """Returns whether the author or the text stands elsewhere, or the role has another name."""
     return message.get("role") not in CHAT_ROLES or (

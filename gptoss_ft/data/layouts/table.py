@@ -1,0 +1,13 @@
+"""The ways of laying out rows, those first whose columns may look like another's."""
+
+from __future__ import annotations
+
+from gptoss_ft.data.layouts import choices, pairs, rankings, ratings
+from gptoss_ft.data.layouts.layout import Layout
+
+LAYOUTS: tuple[Layout, ...] = (
+    *choices.LAYOUTS,
+    *rankings.LAYOUTS,
+    *pairs.LAYOUTS,
+    *ratings.LAYOUTS,
+)
