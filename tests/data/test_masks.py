@@ -159,7 +159,8 @@ def test_a_document_trains_what_is_not_taken_out() -> None:
     assert whole.input_ids == [*first, *second, *third, ENDOFTEXT]
     masked = [-100] * len(first) + [*second] + [-100] * (len(third) + 1)
     assert whole.labels == masked
-    assert [segment.weight for segment in whole.segments if segment.part == "content"] == [0, 1, 0]
+    assert whole.loss_weights == [float(label >= 0) for label in masked]
+    assert sum(segment.stop - segment.start for segment in whole.segments) == len(whole)
     pieces = renderer.render_document(document, 3)
     assert [len(piece) for piece in pieces] == [3] * len(pieces)
     trained = [i for piece in pieces for i in piece.labels if i >= 0]

@@ -8,7 +8,7 @@ import pytest
 from format_rows import USER, WHERE, problems
 
 from gptoss_ft.data.formats import parse, read_row
-from gptoss_ft.data.formats.common import RowState
+from gptoss_ft.data.formats.common import PlacedItem, RowState
 from gptoss_ft.data.formats.dialects import translated
 from gptoss_ft.data.formats.thinking import (
     LEFT,
@@ -19,7 +19,13 @@ from gptoss_ft.data.formats.thinking import (
     split_thinking,
     thinking_text,
 )
-from gptoss_ft.data.formats.thinking_names import ANSWERS, DOUBTFUL, SURE, THINKING_KEYS
+from gptoss_ft.data.formats.thinking_names import (
+    ANSWERS,
+    DOUBTFUL,
+    MESSAGE_KEYS,
+    SURE,
+    THINKING_KEYS,
+)
 from gptoss_ft.harmony.messages import Message
 
 
@@ -136,7 +142,7 @@ def test_a_text_without_tags_of_thinking_is_unchanged(text: str) -> None:
     assert split_thinking(text, "content", state) == ("", text)
     assert not state.problems
     assert not state.notes
-    assert may_think(text) == ("◁" in text)
+    assert not may_think(text)
 
 
 @pytest.mark.parametrize(
@@ -174,22 +180,12 @@ def test_thinking_is_read_after_calls_and_before_them() -> None:
     assert last == Message("assistant", "Warm.", "b")
 
 
-@pytest.mark.parametrize("key", sorted(THINKING_KEYS - {"complex_cot"}))
+@pytest.mark.parametrize("key", sorted(MESSAGE_KEYS))
 def test_every_key_of_messages(key: str) -> None:
-    row = said("4", **{key: "why"})
-    if key in ("deepseek_cot", "long_cot") or key not in _message_keys():
-        assert "not read" in problems(row)[0][0]
-        return
     for name in (key, key.upper(), key.replace("_", "-")):
         assert answer(said("4", **{name: "why"})) == Message("assistant", "4", "why")
     for empty in (None, "", [], {}):
         assert answer(said("4", **{key: empty})) == Message("assistant", "4")
-
-
-def _message_keys() -> frozenset[str]:
-    from gptoss_ft.data.formats.thinking_names import MESSAGE_KEYS
-
-    return MESSAGE_KEYS
 
 
 @pytest.mark.parametrize(
@@ -215,6 +211,12 @@ def test_forms_of_thinking(value: Any, text: str) -> None:
     assert not state.problems
     opaque = isinstance(value, list) and isinstance(value[0], dict) and "data" in value[0]
     assert state.notes == ({OPAQUE: 1} if opaque else {})
+
+
+def test_columns_have_names_of_their_own_beside_those_of_messages() -> None:
+    assert MESSAGE_KEYS < THINKING_KEYS
+    assert {"complex_cot", "deepseek_thinking_trajectory"} < THINKING_KEYS - MESSAGE_KEYS
+    assert "not read" in problems(said("4", Complex_CoT="why"))[0][0]
 
 
 def test_two_that_say_the_same_are_one() -> None:
@@ -261,8 +263,6 @@ def test_keys_that_are_refused(message: dict[str, Any], key: str, what: str, men
 def test_keys_that_the_user_ignores_are_left_out_and_counted() -> None:
     state = RowState(WHERE, ignore=frozenset(("cot",)))
     message = {"role": "assistant", "content": "4", "thought": "a", "cot": "b"}
-    from gptoss_ft.data.formats.common import PlacedItem
-
     ((_, read),) = translated([PlacedItem("messages[0]", message)], state)
     assert read == {"role": "assistant", "content": "4", "thinking": "a"}
     assert not state.problems

@@ -24,11 +24,10 @@ from gptoss_ft.data.formats.common import (
     read_effort,
     read_weight,
     refuse_missing,
-    shell_list,
 )
 from gptoss_ft.data.formats.dialects import translated
 from gptoss_ft.data.formats.raw_tokens import check_words, may_be_raw
-from gptoss_ft.data.formats.thinking import may_think, same_thinking, split_thinking
+from gptoss_ft.data.formats.thinking import may_think, split_thinking
 from gptoss_ft.data.formats.tool_calls import read_tool_calls, read_tools, result_of
 from gptoss_ft.harmony.messages import ROLES, Conversation, Message
 
@@ -183,10 +182,7 @@ def _thinking(raw: Mapping[str, Any], content: str, key: str, state: RowState) -
         return "", content
     check_text(thinking, f"{key}.thinking", state)
     inline, rest = split_thinking(content, f"{key}.content", state)
-    if thinking and inline and not same_thinking(thinking, inline):
-        what = "`thinking` and the <think> text of `content` are both given and differ"
-        mend = f"keep one of them: {shell_list('data.ignore', ['thinking'])} keeps the text's"
-        state.refuse(what, key, mend=mend)
+    # Where both are given they say the same: the dialect of thinking has seen to it.
     return thinking or inline, rest
 
 

@@ -91,7 +91,7 @@ CLOSING = re.compile(
     "|".join(re.escape(closing) for closing in SURE.values() if closing != "</details>"),
     re.IGNORECASE,
 )
-# Three patterns that each begin with a character of their own, which `re` finds at once.
+# Four patterns that each begin with a character of their own, which `re` finds at once.
 _XML_TAG = re.compile(
     rf"</?(?=[tTrRsSiIcClLaA])(?:{'|'.join(_SURE.split())})(?:\s[^<>]*)?>", re.IGNORECASE
 )
@@ -100,6 +100,7 @@ _PIPED_TAG = re.compile(
     re.IGNORECASE,
 )
 _SQUARE_TAG = re.compile(r"\[/?think(?:ing)?\]", re.IGNORECASE)
+_POINTED_TAG = re.compile(r"◁/?think(?:ing)?▷", re.IGNORECASE)
 
 
 def may_think(text: str) -> bool:
@@ -110,4 +111,6 @@ def may_think(text: str) -> bool:
         _XML_TAG.search(text) or ("<|" in text and _PIPED_TAG.search(text)) or OPENING.match(text)
     ):
         return True
-    return ("[" in text and _SQUARE_TAG.search(text) is not None) or "◁" in text
+    if "[" in text and _SQUARE_TAG.search(text):
+        return True
+    return "◁" in text and _POINTED_TAG.search(text) is not None

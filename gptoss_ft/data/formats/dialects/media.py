@@ -49,23 +49,28 @@ def _without(item: Any, place: str, state: RowState) -> Any:
     if not isinstance(item, OBJECTS) or not fits(item):
         return item
     keys, parts = _keys(item), _parts(item)
+    before = len(state.problems)
     for key in keys:
-        _check((key,), key, f"{place}.{key}", item[key], state)
+        _check((key,), f"`{key}` is not text", f"{place}.{key}", item[key], state)
     for i in parts:
         part = item["content"][i]
         names = (_family(part), str(part["type"]))
-        _check(names, names[0], f"{place}.content[{i}]", part, state)
+        what = f"this part is of type {part['type']!r}"
+        _check(names, what, f"{place}.content[{i}]", part, state)
     kept = {key: value for key, value in item.items() if key not in keys}
     if parts:
         kept["content"] = [part for i, part in enumerate(item["content"]) if i not in parts]
-        if not kept["content"]:
+        if not kept["content"] and len(state.problems) == before:
             mend = "leave such rows out with data.on_bad=drop"
             state.refuse("nothing is left of the message without its media", place, mend=mend)
     return kept
 
 
-def _check(names: tuple[str, ...], name: str, key: str, found: Any, state: RowState) -> None:
+def _check(names: tuple[str, ...], what: str, key: str, found: Any, state: RowState) -> None:
+    """Refuses media unless the user ignores one of their names, of which the first is advised."""
     if state.ignore.isdisjoint(names):
-        what = "gpt-oss reads text only, and this is an image, sound or video"
-        mend = f"say {shell_list('data.ignore', [name])} to train the text without"
-        state.refuse(what, key, found, mend)
+        mend = (
+            f"say {shell_list('data.ignore', names[:1])} to train the text without, or describe it "
+            "in words"
+        )
+        state.refuse(f"gpt-oss reads text only, and {what}", key, found, mend)

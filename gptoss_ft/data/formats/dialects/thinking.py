@@ -15,7 +15,13 @@ from gptoss_ft.data.formats.common import (
     shell_list,
 )
 from gptoss_ft.data.formats.harmless import fold
-from gptoss_ft.data.formats.thinking import MESSAGE_KEYS, same_thinking, thinking_text
+from gptoss_ft.data.formats.thinking import (
+    MESSAGE_KEYS,
+    may_think,
+    same_thinking,
+    split_thinking,
+    thinking_text,
+)
 
 
 def fits(message: Mapping[str, Any]) -> bool:
@@ -46,6 +52,7 @@ def _converted(message: Mapping[str, Any], place: str, state: RowState) -> Mappi
             texts[key] = text
     if not texts:
         return rest
+    _check_tags(message.get("content"), texts, place, state)
     if message.get("role") not in ("assistant", "call"):
         key = next(iter(texts))
         mend = f"move it to an assistant message, or say {shell_list('data.ignore', [key])}"
@@ -59,6 +66,19 @@ def _converted(message: Mapping[str, Any], place: str, state: RowState) -> Mappi
             what = f"`{first}` and `{other}` are both thinking and differ"
             state.refuse(what, place, texts[other], mend)
     return {**rest, "thinking": texts[first]}
+
+
+def _check_tags(content: Any, texts: Mapping[str, str], place: str, state: RowState) -> None:
+    """Refuses thinking in tags of the text that is not what the keys say."""
+    if not isinstance(content, str) or not may_think(content):
+        return
+    # `chat` reads the tags; what is wrong with them is its to say.
+    inline, _ = split_thinking(content, place, RowState(state.where))
+    for key, text in texts.items():
+        if inline and not same_thinking(inline, text):
+            what = f"`{key}` and the thinking in tags of the text are both given and differ"
+            mend = f"keep one of them: {_choice(key)} keeps that of the text"
+            state.refuse(what, place, text, mend)
 
 
 def _choice(key: str) -> str:
