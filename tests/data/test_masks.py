@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from format_rows import USER, WHERE, problems
 
-from gptoss_ft.data.formats import detect, parse, read_row
 from gptoss_ft.data.formats.dialects.masks import FLAGS, NOT_TRAINED
 from gptoss_ft.data.formats.segments import ENDS
+from gptoss_ft.data.reading import parse, read_row
 from gptoss_ft.harmony.messages import Document
 from gptoss_ft.harmony.options import RenderOptions
 from gptoss_ft.harmony.render import Renderer
@@ -121,7 +121,7 @@ def segments(*parts: tuple[Any, Any]) -> dict[str, Any]:
     ],
 )
 def test_segments_become_a_document(parts: Any, text: str, untrained: Any) -> None:
-    assert detect(segments(*parts)) == "segments"
+    assert read_row(segments(*parts), WHERE).format == "segments"
     read = read_row(segments(*parts), WHERE)
     assert read.example == Document(text, untrained)
     assert read.notes == ({ENDS: 1} if "<s>" in parts[0][1] else {})

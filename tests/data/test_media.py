@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from format_rows import ANSWER, USER, WHERE
+from format_rows import ANSWER, USER, WHERE, problems
 
 from gptoss_ft.data.formats.common import PlacedItem, RowState
 from gptoss_ft.data.formats.dialects import translated
 from gptoss_ft.data.formats.media import WITHOUT, check_media
+from gptoss_ft.data.layouts.plan import Reading
+from gptoss_ft.data.reading import read_row
+from gptoss_ft.harmony.messages import Message
 
 
 def checked(row: dict[str, Any], *ignore: str) -> tuple[Any, RowState]:
@@ -60,7 +63,7 @@ def test_media_are_refused_with_the_choice(name: str, text: str) -> None:
     read, state = checked(row, name)
     assert not state.problems
     assert state.notes == {WITHOUT: 1}
-    assert read == asked("a")
+    assert read == {**asked("a"), name: ["a.jpg"]}
 
 
 @pytest.mark.parametrize(
@@ -80,7 +83,18 @@ def test_media_are_refused_with_the_choice(name: str, text: str) -> None:
 )
 def test_places_go_with_the_media(text: str, left: str) -> None:
     read, _ = checked({**asked(text), "images": ["a.jpg"]}, "images")
-    assert read == asked(left)
+    assert read["messages"] == asked(left)["messages"]
+
+
+def test_a_row_is_read_without_its_images() -> None:
+    row = {**asked("<image>What is it?"), "images": ["a.jpg"]}
+    ((what, key, mend),) = problems(row)
+    assert ("`images` is not text" in what, key) == (True, "images")
+    assert "'data.ignore=[images]'" in mend
+    read = read_row(row, WHERE, Reading(ignore=frozenset(("images",))))
+    assert read.example.messages[0] == Message("user", "What is it?")
+    assert read.notes == {WITHOUT: 1}
+    assert "images: ignored, as data.ignore says" in read.columns
 
 
 def dialect(message: dict[str, Any], *ignore: str) -> tuple[Any, RowState]:

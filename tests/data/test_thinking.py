@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 from format_rows import USER, WHERE, problems
+from hypothesis import given
+from hypothesis import strategies as st
 
-from gptoss_ft.data.formats import parse, read_row
 from gptoss_ft.data.formats.common import PlacedItem, RowState
 from gptoss_ft.data.formats.dialects import translated
 from gptoss_ft.data.formats.thinking import (
@@ -26,6 +27,7 @@ from gptoss_ft.data.formats.thinking_names import (
     SURE,
     THINKING_KEYS,
 )
+from gptoss_ft.data.reading import parse, read_row
 from gptoss_ft.harmony.messages import Message
 
 
@@ -143,6 +145,21 @@ def test_a_text_without_tags_of_thinking_is_unchanged(text: str) -> None:
     assert not state.problems
     assert not state.notes
     assert not may_think(text)
+
+
+PIECES = ("<", ">", "</", "[", "]", "`", "think", "answer", "\n", " ", "a", "|", "◁", "▷", "<b>")
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
+def test_nothing_of_a_text_is_lost(text: str) -> None:
+    """Every word is in the thinking or in the answer, and a text without tags is unchanged."""
+    state = RowState(WHERE)
+    thinking, answer = split_thinking(text, "content", state)
+    if not may_think(text):
+        assert (thinking, answer) == ("", text)
+    if not state.problems and UNWRAPPED not in state.notes:
+        assert text.rstrip().endswith(answer.rstrip())
+        assert thinking in text or "\n\n" in thinking
 
 
 @pytest.mark.parametrize(

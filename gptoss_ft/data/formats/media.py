@@ -55,7 +55,8 @@ def _media_columns(names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, 
 
 
 def check_media(row: Mapping[str, Any], state: RowState) -> Mapping[str, Any]:
-    """Refuses a row with media in a column, or drops them and their places if they are ignored.
+    """Refuses a row with media in a column, or drops their places from the texts if they are
+    ignored.
 
     Returns:
         the row to read on with; the same one where there are no media.
@@ -72,7 +73,7 @@ def check_media(row: Mapping[str, Any], state: RowState) -> Mapping[str, Any]:
     if not _may_ignore(found, row, state):
         return row
     state.note(WITHOUT)
-    return {name: without_places(value) for name, value in row.items() if name not in found}
+    return {name: value if name in found else without_places(value) for name, value in row.items()}
 
 
 def _may_ignore(found: list[str], row: Mapping[str, Any], state: RowState) -> bool:
