@@ -48,6 +48,9 @@ def test_every_pair_of_tags_is_read_in_any_case(opening: str, closing: str, case
         opening, closing = case(opening), case(closing)
     for text in (f"{opening}why{closing}warm", f"\n{opening}\nwhy\n{closing}\n\nwarm"):
         assert answer(said(text)) == Message("assistant", "warm", "why")
+    if not opening.startswith("<details"):
+        inside = f"So {opening}why{closing} it is."
+        assert read_row(said(inside), WHERE).notes == {LEFT: 1}
 
 
 @pytest.mark.parametrize(("opening", "closing"), ANSWERS.items())

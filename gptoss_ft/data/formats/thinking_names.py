@@ -95,6 +95,14 @@ CLOSING = re.compile(
 _XML_TAG = re.compile(
     rf"</?(?=[tTrRsSiIcClLaA])(?:{'|'.join(_SURE.split())})(?:\s[^<>]*)?>", re.IGNORECASE
 )
+# Words of those tags and how such tags end: a text of code has many a `<` and none of these.
+_WORDS = (
+    ("think", ("think>", "thinking>", "process>")),
+    ("thought", ("thought>", "thoughts>", "process>")),
+    ("reason", ("reasoning>", "process>")),
+    ("scratchpad", ("scratchpad>",)),
+    ("monologue", ("monologue>",)),
+)
 _PIPED_TAG = re.compile(
     "|".join(re.escape(tag) for pair in SURE.items() for tag in pair if tag.startswith("<|")),
     re.IGNORECASE,
@@ -107,10 +115,13 @@ def may_think(text: str) -> bool:
     """Returns whether there may be tags of thinking in a text; false for nearly all of them, and
     quick at that.
     """
-    if "<" in text and (
-        _XML_TAG.search(text) or ("<|" in text and _PIPED_TAG.search(text)) or OPENING.match(text)
-    ):
-        return True
+    if "<" in text:
+        if OPENING.match(text) or ("<|" in text and _PIPED_TAG.search(text)):
+            return True
+        low = text.lower()
+        for word, endings in _WORDS:
+            if word in low and any(e in low for e in endings) and _XML_TAG.search(text):
+                return True
     if "[" in text and _SQUARE_TAG.search(text):
         return True
     return "◁" in text and _POINTED_TAG.search(text) is not None
