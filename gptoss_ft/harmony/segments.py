@@ -346,9 +346,8 @@ def document_rows(
         end: the token.
         max_length: tokens of a row. Rows with nothing to train are left out.
     """
-    ended = [(ids, weight) for ids, weight in pieces if ids]
-    last = pieces[-1][1] if pieces else 1.0
-    ended.append((array("i", [end]), last))
+    *before, (last, last_weight) = pieces or [(array("i"), 1.0)]
+    ended = [*before, (last + array("i", [end]), last_weight)]
     rows: list[list[tuple[array[int], float]]] = [[]]
     room = max_length
     for ids, weight in ended:
