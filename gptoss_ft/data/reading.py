@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from gptoss_ft.data.formats import PARSERS
 from gptoss_ft.data.formats.common import RowState
+from gptoss_ft.data.formats.media import check_media
 from gptoss_ft.data.layouts.beside import with_beside
 from gptoss_ft.data.layouts.plan import Reading
 from gptoss_ft.data.layouts.rows import canonical_row
@@ -48,6 +49,8 @@ def read_row(
         DataError: with every problem of the row, or because it fits no format.
     """
     state = RowState(where, reading.ignore)
+    row = check_media(row, state)
+    state.check()
     name, canonical, lines = canonical_row(row, reading, state)
     if not name:
         state.check()

@@ -101,9 +101,16 @@ class Feedback:
 
 @dataclass(frozen=True)
 class Document:
-    """Plain text for continued pretraining."""
+    """Plain text for continued pretraining.
+
+    Attributes:
+        text: all of it.
+        untrained: characters start..stop of the text that are context only, in order; where such a
+            span begins or ends, a token does.
+    """
 
     text: str
+    untrained: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)

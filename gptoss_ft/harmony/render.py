@@ -112,13 +112,15 @@ class Renderer:
         return self._rows(messages)
 
     def render_document(self, document: Document, max_length: int = CONTEXT_TOKENS) -> list[Row]:
-        """Renders plain text as ordinary tokens and `<|endoftext|>`, all of them trained.
+        """Renders plain text as ordinary tokens and `<|endoftext|>`, trained but for the spans that
+        the document takes out.
 
         Args:
             document: the text.
             max_length: tokens of a row; longer texts go on in the next one.
         """
-        return document_rows(self.vocabulary.encode(document.text), ENDOFTEXT, max_length)
+        pieces = [(self.vocabulary.encode(text), weight) for text, weight in _pieces(document)]
+        return document_rows(pieces, ENDOFTEXT, max_length)
 
     def completion(self, prompt: Conversation, completion: Sequence[Message]) -> Row:
         """Renders the row of one completion; see `completions`."""
@@ -314,6 +316,16 @@ class Renderer:
 
     def _channel(self, channel: str) -> list[int]:
         return [CHANNEL, *self._shared(channel)]
+
+
+def _pieces(document: Document) -> list[tuple[str, float]]:
+    """Cuts a document where what is trained begins and ends."""
+    pieces, at = [], 0
+    for start, stop in document.untrained:
+        pieces += [(document.text[at:start], 1.0), (document.text[start:stop], 0.0)]
+        at = stop
+    rest = document.text[at:]
+    return [(text, weight) for text, weight in [*pieces, (rest, 1.0)] if text]
 
 
 def _call_channel(builtin: bool) -> str:

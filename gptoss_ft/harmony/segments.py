@@ -323,14 +323,38 @@ def _count_finals(messages: Sequence[Encoded], spans: Sequence[ActionSpan]) -> t
     return finals, bare
 
 
-def document_row(ids: array[int]) -> Row:
-    """Builds a row of plain text, all of it trained."""
+def document_row(pieces: Sequence[tuple[array[int], float]]) -> Row:
+    """Builds a row of plain text from pieces that each have a weight."""
     no_head = Head(array("i"), 0)
-    message = encoded("text", no_head, ids[:-1], ids[-1], weight=1.0, end_weight=1.0)
-    return Row([message], [message.ids], [2], _trained_spans([message], [2]))
+    messages = [
+        encoded("text", no_head, ids[:-1], ids[-1], weight=weight, end_weight=weight)
+        for ids, weight in pieces
+    ]
+    sampled = [2] * len(messages)
+    shown = [message.ids for message in messages]
+    return Row(messages, shown, sampled, _trained_spans(messages, sampled))
 
 
-def document_rows(content: array[int], end: int, max_length: int) -> list[Row]:
-    """Cuts a document and the token that ends it into rows of at most `max_length`."""
-    ids = array("i", [*content, end])
-    return [document_row(ids[i : i + max_length]) for i in range(0, len(ids), max_length)]
+def document_rows(
+    pieces: Sequence[tuple[array[int], float]], end: int, max_length: int
+) -> list[Row]:
+    """Cuts a document and the token that ends it into rows of at most `max_length`.
+
+    Args:
+        pieces: ids and the weight that they are trained with, in order; the end weighs what the
+            last one does.
+        end: the token.
+        max_length: tokens of a row. Rows with nothing to train are left out.
+    """
+    *before, (last, last_weight) = pieces or [(array("i"), 1.0)]
+    ended = [*before, (last + array("i", [end]), last_weight)]
+    rows: list[list[tuple[array[int], float]]] = [[]]
+    room = max_length
+    for ids, weight in ended:
+        while ids:
+            if not room:
+                rows.append([])
+                room = max_length
+            rows[-1].append((ids[:room], weight))
+            ids, room = ids[room:], max(0, room - len(ids))
+    return [document_row(row) for row in rows if any(weight > 0 for _, weight in row)]

@@ -15,6 +15,7 @@ from gptoss_ft.data.formats.chat import parse_openai_chat
 from gptoss_ft.data.formats.completions import parse_kto, parse_prompt_completion
 from gptoss_ft.data.formats.preference import parse_openai_preference, parse_trl_preference
 from gptoss_ft.data.formats.responses import parse_responses
+from gptoss_ft.data.formats.segments import parse_segments
 from gptoss_ft.data.formats.text import parse_harmony, parse_text
 from gptoss_ft.harmony.messages import Example
 
@@ -31,6 +32,7 @@ PARSERS: Mapping[str, Callable[..., Example]] = MappingProxyType(
         "sharegpt": parse_openai_chat,
         "responses": parse_responses,
         "text": parse_text,
+        "segments": parse_segments,
         "harmony": parse_harmony,
     }
 )

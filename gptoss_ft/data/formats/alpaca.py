@@ -14,8 +14,9 @@ from gptoss_ft.data.formats.common import (
     read_effort,
     read_text,
     refuse_missing,
-    split_thinking,
 )
+from gptoss_ft.data.formats.raw_tokens import check_words
+from gptoss_ft.data.formats.thinking import split_thinking
 from gptoss_ft.harmony.messages import Conversation, Message
 
 
@@ -34,6 +35,7 @@ def parse_alpaca(
     instruction = read_text(row.get("instruction"), "instruction", state)
     given = _optional(row.get("input"), "input", state)
     question = "\n\n".join(part for part in (instruction, given) if part)
+    check_words(question, "user", "instruction", state)
     placed.append(Placed("instruction", Message("user", question)))
     placed += _answers(row, state, needs_answer)
     if not state.problems:
@@ -60,6 +62,7 @@ def _answers(row: Mapping[str, Any], state: RowState, needs_answer: bool) -> lis
 
 
 def _answer(text: str, key: str, state: RowState) -> Placed:
+    check_words(text, "assistant", key, state)
     thinking, content = split_thinking(text, key, state)
     return Placed(key, Message("assistant", content, thinking))
 

@@ -12,7 +12,6 @@ from typing import Any
 
 from gptoss_ft.data.formats.common import (
     OBJECTS,
-    THINK,
     Placed,
     PlacedItem,
     RowState,
@@ -25,9 +24,10 @@ from gptoss_ft.data.formats.common import (
     read_effort,
     read_weight,
     refuse_missing,
-    split_thinking,
 )
 from gptoss_ft.data.formats.dialects import translated
+from gptoss_ft.data.formats.raw_tokens import check_words, may_be_raw
+from gptoss_ft.data.formats.thinking import may_think, split_thinking
 from gptoss_ft.data.formats.tool_calls import read_tool_calls, read_tools, result_of
 from gptoss_ft.harmony.messages import ROLES, Conversation, Message
 
@@ -100,9 +100,12 @@ def _plain_message(raw: Any, use: Use) -> Message | None:
     role, content = raw["role"], raw["content"]
     if role not in PLAIN_ROLES or not isinstance(content, str) or not is_utf8(content):
         return None
+    # One letter is found far quicker than two, and most texts do not have it.
+    if "<" in content and may_be_raw(content):
+        return None
     if role != "assistant":
         return Message(role, content)
-    if not content or THINK in content:
+    if not content or may_think(content):
         return None
     return Message(role, content, weight=0.0 if use == "history" else 1.0)
 
@@ -119,6 +122,7 @@ def _message(raw: Any, key: str, state: RowState, use: Use) -> Message | None:
         _refuse_role(role, key, state)
         return None
     content = read_content(raw.get("content"), f"{key}.content", state)
+    check_words(content or "", role, f"{key}.content", state)
     if role == "assistant":
         message = _assistant(raw, content or "", key, state, use)
         said = message.content or message.thinking or message.tool_calls
@@ -179,9 +183,7 @@ def _thinking(raw: Mapping[str, Any], content: str, key: str, state: RowState) -
         return "", content
     check_text(thinking, f"{key}.thinking", state)
     inline, rest = split_thinking(content, f"{key}.content", state)
-    if thinking and inline and thinking.strip() != inline:
-        what = "`thinking` and the <think> text of `content` are both given and differ"
-        state.refuse(what, key, mend="keep one of them")
+    # Where both are given they say the same: the dialect of thinking has seen to it.
     return thinking or inline, rest
 
 

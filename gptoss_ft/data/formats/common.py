@@ -30,7 +30,6 @@ _HEAD = re.compile(r"[^.\[]+")
 OBJECTS = (dict, Mapping)
 TEXT_PARTS = ("text",)
 EFFORT_COLUMNS = frozenset(("reasoning_effort", "chat_template_kwargs", "reasoning"))
-THINK, END_THINK = "<think>", "</think>"
 
 Use = Literal["trained", "history", "rejected"]
 """The use of messages: to be trained; as context, weighing 0; as a bad example."""
@@ -234,21 +233,6 @@ def read_text(raw: Any, key: str, state: RowState) -> str | None:
     elif raw is not None:
         state.refuse(f"`{key}` is not a text", key, raw, "write a string")
     return None
-
-
-def split_thinking(content: str, key: str, state: RowState) -> tuple[str, str]:
-    """Splits a text that opens with `<think>…</think>` into thinking and answer.
-
-    Datasets distilled from other reasoning models write their thinking so; left in place it would
-    be trained as the visible answer.
-    """
-    if not content.lstrip().startswith(THINK):
-        return "", content
-    thinking, closed, answer = content.lstrip()[len(THINK) :].partition(END_THINK)
-    if not closed:
-        mend = f"write {END_THINK} where the thinking ends"
-        state.refuse(f"{THINK} is not closed", key, content, mend)
-    return thinking.strip(), answer.lstrip()
 
 
 def read_weight(raw: Any, key: str, state: RowState) -> float:

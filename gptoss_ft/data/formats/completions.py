@@ -18,9 +18,10 @@ from gptoss_ft.data.formats.common import (
     read_effort,
     read_text,
     refuse_missing,
-    split_thinking,
 )
 from gptoss_ft.data.formats.ratings import LABEL_MEND, read_label
+from gptoss_ft.data.formats.raw_tokens import check_words
+from gptoss_ft.data.formats.thinking import split_thinking
 from gptoss_ft.data.formats.tool_calls import read_tools
 from gptoss_ft.harmony.messages import Conversation, Feedback, Message
 
@@ -72,6 +73,7 @@ def read_prompt(raw: Any, key: str, state: RowState) -> list[Placed]:
     """
     if is_text(raw):
         text = read_text(raw, key, state)
+        check_words(text or "", "user", key, state)
         return [] if text is None else [Placed(key, Message("user", text))]
     placed = read_messages(raw, key, state, "history")
     if placed and placed[-1].message.role == "assistant":
@@ -87,6 +89,7 @@ def read_completion(raw: Any, key: str, state: RowState, use: Use) -> list[Place
     text = read_text(raw, key, state)
     if text is None:
         return []
+    check_words(text, "assistant", key, state)
     thinking, content = split_thinking(text, key, state)
     return [Placed(key, Message("assistant", content, thinking))]
 

@@ -20,8 +20,9 @@ from gptoss_ft.data.formats.common import (
     read_effort,
     read_weight,
     refuse_missing,
-    split_thinking,
 )
+from gptoss_ft.data.formats.raw_tokens import check_words
+from gptoss_ft.data.formats.thinking import split_thinking
 from gptoss_ft.data.formats.tool_calls import make_call, read_id, read_tools, result_of
 from gptoss_ft.harmony.messages import Conversation, Message
 
@@ -77,6 +78,7 @@ class _ResponsesReader:
     def _message(self, raw: Mapping[str, Any], key: str) -> None:
         state, role = self.state, raw.get("role")
         text = read_content(raw.get("content"), f"{key}.content", state, CONTENT_PARTS)
+        check_words(text or "", str(role), f"{key}.content", state)
         if raw.get("content") is None:
             state.refuse("the message has no content", f"{key}.content", mend="write a text")
         if role not in ROLES:

@@ -3,8 +3,8 @@
 A dialect is a module with two functions. `fits(message)` tells cheaply whether a message may be
 written in it; `convert(items, state)` rewrites a whole list, and may join or split messages. They
 are applied in the order of `DIALECTS`, each to what the one before has made: first who speaks and
-where the text stands, then blocks and channels, then calls, thinking and masks. What comes out has
-the keys of `chat.MESSAGE_KEYS` and is read by `chat` as if it had been written so.
+where the text stands, then masks and media, then blocks and channels, calls and thinking. What
+comes out has the keys of `chat.MESSAGE_KEYS` and is read by `chat` as if it had been written so.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from gptoss_ft.data.formats.common import OBJECTS, PlacedItem, RowState
-from gptoss_ft.data.formats.dialects import authors, turn_pairs
+from gptoss_ft.data.formats.dialects import authors, masks, media, thinking, turn_pairs
 
 
 class Dialect(NamedTuple):
@@ -23,7 +23,13 @@ class Dialect(NamedTuple):
     convert: Callable[[list[PlacedItem], RowState], list[PlacedItem]]
 
 
-DIALECTS = (Dialect(authors.fits, authors.convert),)
+# Marks come before whatever joins messages, so that nobody but `masks` need know them.
+DIALECTS = (
+    Dialect(authors.fits, authors.convert),
+    Dialect(masks.fits, masks.convert),
+    Dialect(media.fits, media.convert),
+    Dialect(thinking.fits, thinking.convert),
+)
 
 
 def translated(items: list[PlacedItem], state: RowState) -> list[PlacedItem]:
