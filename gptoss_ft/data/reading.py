@@ -47,7 +47,7 @@ def read_row(
     Raises:
         DataError: with every problem of the row, or because it fits no format.
     """
-    state = RowState(where, reading.ignore)
+    state = RowState(where, reading.ignore, said_format=bool(reading.format))
     name, canonical, lines = canonical_row(row, reading, state)
     if not name:
         state.check()
