@@ -20,6 +20,7 @@ import datasets
 import pyarrow as pa
 from tqdm import tqdm
 
+from gptoss_ft.data.assemble import assembled
 from gptoss_ft.data.layouts.plan import Reading
 from gptoss_ft.data.options import DataOptions, SourceOptions, cache_folder
 from gptoss_ft.data.read import RowChunk, read_source, source_files
@@ -97,7 +98,7 @@ def render_source(
     if not cached:
         size = sum(file.stat().st_size for file in files)
         job = _Job(source.reading, options, model, kind)
-        results = _rendered(read_source(source, hub), job, vocabulary, size)
+        results = _rendered(assembled(read_source(source, hub), job.reading), job, vocabulary, size)
         _keep(folder, results, kind.schema, size)
     info = json.loads((folder / INFO).read_text(encoding="utf-8"))
     rows = datasets.Dataset.from_file(str(folder / ROWS))

@@ -35,13 +35,14 @@ class Markup(NamedTuple):
     strict: bool = True
 
 
+BAR = "\uff5c"  # what stands in the place of `|` in DeepSeek's tokens
 # Tokens that begin and end any text.
 BEGINNINGS = (
     "<s>",
     "<bos>",
     "<|begin_of_text|>",
     "<|startoftext|>",
-    "<｜begin▁of▁sentence｜>",
+    f"<{BAR}begin▁of▁sentence{BAR}>",
     "<BOS_TOKEN>",
     "[gMASK]",
     "<sop>",
@@ -51,7 +52,7 @@ FINISHES = (
     "<eos>",
     "<|endoftext|>",
     "<|end_of_text|>",
-    "<｜end▁of▁sentence｜>",
+    f"<{BAR}end▁of▁sentence{BAR}>",
     "<|EOT|>",
 )
 # What closes an answer where the rest of the markup is not there.
@@ -169,9 +170,9 @@ MARKUPS = (
     ),
     Markup(
         "DeepSeek's markup",
-        r"(?:<｜User｜>|(?<=<｜begin▁of▁sentence｜>)(?s:.*?)<｜User｜>)",
-        re.compile("<｜(User|Assistant)｜>"),
-        _any("<｜end▁of▁sentence｜>"),
+        f"(?:(?<=<{BAR}begin▁of▁sentence{BAR}>)(?s:.*?))?<{BAR}User{BAR}>",
+        re.compile(f"<{BAR}(User|Assistant){BAR}>"),
+        _any(f"<{BAR}end▁of▁sentence{BAR}>"),
     ),
     Markup(
         "EXAONE's markup",

@@ -24,7 +24,9 @@ from gptoss_ft.data.formats.markups import (
 )
 
 # What no text begins with is no transcript: this is all that an ordinary document costs.
-_MAYBE = re.compile(r"\s*(?:[<\[#]|Below is an|A chat between|(?:GPT4|Code) |(?i:user|system|human):)")
+_MAYBE = re.compile(
+    r"\s*(?:[<\[#]|Below is an|A chat between|(?:GPT4|Code) |(?i:user|system|human):)"
+)
 # One test for all markups: the group that matches is numbered as the markup.
 _BEGIN = rf"(?:\s|{'|'.join(map(re.escape, BEGINNINGS))})*"
 _OPENING = re.compile(_BEGIN + "(?:" + "|".join(f"({m.opening})" for m in MARKUPS) + ")")
@@ -87,7 +89,9 @@ def split_prompt(text: str) -> Transcript | None:
 def split_answer(text: str) -> tuple[str, str]:
     """Cuts the header and the tokens of the markup off an answer; returns it and what was cut."""
     if text.startswith(_HEADED):
-        found = _split(text) if text[0] == "<" else Transcript("", [_message("assistant", text[13:])])
+        found = (
+            _split(text) if text[0] == "<" else Transcript("", [_message("assistant", text[13:])])
+        )
         alone = found is not None and not found.fault and len(found.messages) == 1
         if found is not None and alone and found.messages[0]["role"] == "assistant":
             return found.messages[0]["content"].strip(), "the header of the assistant's turn"
@@ -145,9 +149,7 @@ def _turn(speaker: str, raw: str, markup: Markup, is_last: bool) -> _Turn:
     fault = ""
     if role is None or role == "call":
         fault = f"the role `{speaker}` is not known"
-    elif _without_tokens(rest):
-        fault = "text stands between the turns"
-    elif role == "" and text:
+    elif _without_tokens(rest) or (role == "" and text):
         fault = "text stands between the turns"
     elif markup.closed and closing is None and not is_last:
         fault = "a turn is not closed"
