@@ -126,6 +126,8 @@ def _problems(parts: list[Part]) -> list[Problem]:
             found.append(_problem(what, part, "delete one of them"))
     for part in by_id.values():
         parent = _value(part.row, PARENTS)
+        if _role(part.row) is None:
+            found.append(_strange(part.row, part))
         if parent is None:
             roots.append(part)
         elif parent not in by_id:
@@ -151,6 +153,11 @@ def _circles(by_id: Mapping[Any, Part], root: Part) -> list[Problem]:
     ]
 
 
+def _strange(node: Node, part: Part) -> Problem:
+    found, mend = repr(node.get("role")), "write prompter or assistant"
+    return Problem("unknown role of a message in a tree", f"{part.where} role", found, mend)
+
+
 def _problem(what: str, part: Part, mend: str) -> Problem:
     return Problem(what, part.where, repr(_value(part.row, IDS)), mend)
 
@@ -163,12 +170,15 @@ def _best(
         return Joined(first, None, Counter({ABANDONED: 1}))
     rejected = 0 if _stands(root) else 1
     path = [root] if _stands(root) else []
-    total, level = 1, path
+    total, level, strange = 1, path, []
     while level:  # all that stand, to count those that are left out
         below = [reply for node in level for reply in replies(node)]
         level = [node for node in below if _stands(node)]
+        strange += [node for node in below if _role(node) is None]
         rejected += len(below) - len(level)
         total += len(level)
+    if strange:
+        return broken([first], [_strange(node, first) for node in strange])
     while path and (following := _choose(path[-1], replies)):
         path.append(following)
     while len(path) > 1 and not _is_assistant(path[-1]):
@@ -202,7 +212,11 @@ def _says(value: Any, word: str) -> bool:
 
 
 def _is_assistant(node: Node) -> bool:
-    return ROLE_OF.get(fold(str(node.get("role")))) == "assistant"
+    return _role(node) == "assistant"
+
+
+def _role(node: Node) -> str | None:
+    return ROLE_OF.get(fold(str(node.get("role"))))
 
 
 def _message(node: Node) -> dict[str, Any]:
