@@ -1,4 +1,4 @@
-"""Rows that belong together, and what they become."""
+"""The rows that belong together, and the one that they become."""
 
 from __future__ import annotations
 
