@@ -39,7 +39,7 @@ class AssembledRow(dict[str, Any]):
 
 
 class Joined(NamedTuple):
-    """What some rows have become.
+    """The result of some rows.
 
     Attributes:
         first: the first of them, whose place is that of the result.
