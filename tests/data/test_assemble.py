@@ -45,7 +45,7 @@ def read(path: Path) -> tuple[Read, Counter[str], list[Problem]]:
 
 
 def refused(path: Path) -> list[tuple[str, str]]:
-    """Where and what of every problem."""
+    """Every problem, as its place and what it is."""
     return [(Path(problem.where).name, problem.what) for problem in read(path)[2]]
 
 
