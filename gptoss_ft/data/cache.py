@@ -21,6 +21,7 @@ import datasets
 import pyarrow as pa
 from tqdm import tqdm
 
+from gptoss_ft.data.assemble import assembled
 from gptoss_ft.data.bad import (
     DROPPED,
     BadRow,
@@ -123,7 +124,8 @@ def render_source(
     if not cached:
         size = sum(file.stat().st_size for file in files)
         job = _Job(source.reading, options, model, kind)
-        results = _rendered(read_source(source, hub), job, vocabulary, size)
+        chunks = assembled(read_source(source, hub), job.reading)
+        results = _rendered(chunks, job, vocabulary, size)
         _keep(
             folder, _Task(source.path, files, size, options.on_bad == "drop"), results, kind.schema
         )

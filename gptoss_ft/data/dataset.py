@@ -11,6 +11,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 
+from gptoss_ft.data.assemble import assembled
 from gptoss_ft.data.bad import BadRow, DroppedRows, refused
 from gptoss_ft.data.cache import RenderedSource, code_version, render_source
 from gptoss_ft.data.layouts.plan import Reading
@@ -64,7 +65,7 @@ def check_data(options: DataOptions, hub: bool = False) -> None:
     for source in _sources(options):
         try:
             reading = source.reading
-            for chunk in read_source(source, hub):
+            for chunk in assembled(read_source(source, hub), reading):
                 problems += _problems(chunk, reading, options)
                 break
         except GptOssFtError as error:

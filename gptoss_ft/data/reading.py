@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from gptoss_ft.data.assemble.parts import AssembledRow
 from gptoss_ft.data.formats import PARSERS
 from gptoss_ft.data.formats.common import RowState
 from gptoss_ft.data.formats.media import check_media
@@ -48,7 +49,11 @@ def read_row(
     Raises:
         DataError: with every problem of the row, or because it fits no format.
     """
-    state = RowState(where, reading.ignore)
+    state = RowState(where, reading.ignore, said_format=bool(reading.format))
+    if isinstance(row, AssembledRow):
+        state.notes.update(row.notes)
+        state.problems += row.problems
+        state.check()
     row = check_media(row, state)
     state.check()
     name, canonical, lines = canonical_row(row, reading, state)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from gptoss_ft.data.assemble import assembled
 from gptoss_ft.data.bad import BadRow, Report
 from gptoss_ft.data.layouts.plan import Reading
 from gptoss_ft.data.options import DataOptions, SourceOptions
@@ -134,7 +135,7 @@ def read_rows(
         DataError: files that cannot be read.
     """
     reading = source.reading
-    for chunk in read_source(source, hub):
+    for chunk in assembled(read_source(source, hub), reading):
         yield from parse_chunk(chunk, reading, report, needs_answer=needs_answer)
 
 

@@ -29,6 +29,7 @@ from gptoss_ft.data.formats.dialects import translated
 from gptoss_ft.data.formats.raw_tokens import check_words, may_be_raw
 from gptoss_ft.data.formats.thinking import may_think, split_thinking
 from gptoss_ft.data.formats.tool_calls import read_tool_calls, read_tools, result_of
+from gptoss_ft.data.formats.transcripts import transcript, turns_of
 from gptoss_ft.harmony.messages import ROLES, Conversation, Message
 
 MESSAGE_KEYS = frozenset(
@@ -69,6 +70,8 @@ def read_messages(raw: Any, key: str, state: RowState, use: Use = "trained") -> 
     raw = decoded(raw)
     if raw is None:
         return []
+    if isinstance(raw, str):
+        raw = turns_of(transcript(raw), raw, key, state) or raw
     if not isinstance(raw, list):
         state.refuse(f"`{key}` is not a list", key, raw, "write a list of messages")
         return []

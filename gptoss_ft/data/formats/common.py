@@ -58,6 +58,7 @@ class RowState:
         problems: in the order of the fields.
         ignore: columns and keys of messages that the user says carry nothing to train.
         names: what the file calls a column, where the format calls it otherwise.
+        said_format: whether the user says which format the rows are in.
         functions: names of the function tools that the row declares.
         builtin: the builtin tools that it declares.
         calls: of the calls seen so far, by id: the name, and whether the tool is builtin.
@@ -69,6 +70,7 @@ class RowState:
     where: str
     ignore: frozenset[str] = frozenset()
     names: dict[str, str] = field(default_factory=dict)
+    said_format: bool = False
     problems: list[Problem] = field(default_factory=list)
     functions: set[str] = field(default_factory=set)
     builtin: tuple[str, ...] = ()

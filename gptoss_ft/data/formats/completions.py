@@ -23,6 +23,7 @@ from gptoss_ft.data.formats.ratings import LABEL_MEND, read_label
 from gptoss_ft.data.formats.raw_tokens import check_words
 from gptoss_ft.data.formats.thinking import split_thinking
 from gptoss_ft.data.formats.tool_calls import read_tools
+from gptoss_ft.data.formats.transcripts import split_answer, split_prompt, turns_of
 from gptoss_ft.harmony.messages import Conversation, Feedback, Message
 
 MESSAGES_OR_TEXT = "write a text, or a list of messages"
@@ -68,13 +69,19 @@ def _prompt_and_completion(
 
 
 def read_prompt(raw: Any, key: str, state: RowState) -> list[Placed]:
-    """Reads the messages before a completion, a text being one user message; none of them is
-    trained.
+    """Reads the messages before a completion; none of them is trained.
+
+    A text is one user message, or the transcript of several.
     """
     if is_text(raw):
         text = read_text(raw, key, state)
-        check_words(text or "", "user", key, state)
-        return [] if text is None else [Placed(key, Message("user", text))]
+        if text is None:
+            return []
+        messages = turns_of(split_prompt(text), text, key, state)
+        if messages is None:
+            check_words(text, "user", key, state)
+            return [Placed(key, Message("user", text))]
+        return read_messages(messages, key, state, "history")
     placed = read_messages(raw, key, state, "history")
     if placed and placed[-1].message.role == "assistant":
         mend = "move it to the completion, or end the prompt in a user message or a tool result"
@@ -90,8 +97,16 @@ def read_completion(raw: Any, key: str, state: RowState, use: Use) -> list[Place
     if text is None:
         return []
     check_words(text, "assistant", key, state)
-    thinking, content = split_thinking(text, key, state)
+    thinking, content = split_thinking(cut_end(text, key, state), key, state)
     return [Placed(key, Message("assistant", content, thinking))]
+
+
+def cut_end(text: str, key: str, state: RowState) -> str:
+    """Cuts off the tokens with which another model's chat template ends an answer."""
+    answer, cut = split_answer(text)
+    if cut:
+        state.note(f"{cut} of another model's markup cut off `{key}`")
+    return answer
 
 
 def read_run(raw: Any, key: str, state: RowState, use: Use) -> list[Placed]:

@@ -27,6 +27,7 @@ from gptoss_ft.data.formats.completions import (
 from gptoss_ft.data.formats.dialects.authors import author_of
 from gptoss_ft.data.formats.ratings import tied
 from gptoss_ft.data.formats.tool_calls import read_tools
+from gptoss_ft.data.formats.transcripts import transcript, turns_of
 from gptoss_ft.harmony.messages import Conversation, Message, Preference, ToolSpec
 
 SETTINGS = ("tools", "builtin_tools", "reasoning_effort")
@@ -82,9 +83,9 @@ def parse_trl_preference(
 ) -> Preference:
     """Reads one TRL preference row; both completions are needed in any case.
 
-    Without `prompt` the prompt is what both message lists begin with. So it is where both lists
-    begin with `prompt` again, or where that is a text, as in several public datasets. Equal scores
-    make the row a tie.
+    Without `prompt` the prompt is what both message lists, or transcripts, begin with. So it is
+    where both lists begin with `prompt` again, or where that is a text, as in several public
+    datasets. Equal scores make the row a tie.
 
     Raises:
         DataError: with every problem of the row.
@@ -94,7 +95,8 @@ def parse_trl_preference(
     tools = read_tools(row, state)
     refuse_missing(row, "chosen", state, MESSAGES_OR_TEXT)
     refuse_missing(row, "rejected", state, MESSAGES_OR_TEXT)
-    raw, chosen, rejected = (row.get(name) for name in ("prompt", "chosen", "rejected"))
+    raw = row.get("prompt")
+    chosen, rejected = (_unrolled(row.get(name), name, state) for name in ("chosen", "rejected"))
     if raw is None or _is_repeated(raw, chosen, rejected):
         prompt, left, right = _implicit(chosen, rejected, row, state)
         texts = [item.message.content.strip() for item in prompt]
@@ -124,6 +126,12 @@ def _holds_prompt(raw: Any) -> bool:
     messages = decoded(raw)
     first = messages[0] if isinstance(messages, list) and messages else None
     return isinstance(first, Mapping) and author_of(first) in ("system", "developer", "user")
+
+
+def _unrolled(raw: Any, key: str, state: RowState) -> Any:
+    """Returns the messages of a text that is the transcript of a whole conversation."""
+    found = transcript(raw) if isinstance(raw, str) else None
+    return raw if found is None else turns_of(found, raw, key, state)
 
 
 def _implicit(

@@ -1,31 +1,64 @@
-"""One text per row: plain text for continued pretraining, or conversations as raw Harmony text."""
+"""One text per row: plain text for continued pretraining, or conversations as raw Harmony text.
+
+A text that another model's chat template wrote is a conversation too; see `transcripts`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from gptoss_ft.data.formats.common import RowState, read_text, refuse_missing
-from gptoss_ft.harmony.messages import Document, HarmonyText
+from gptoss_ft.data.formats.chat import check_turns, read_messages
+from gptoss_ft.data.formats.common import RowState, read_effort, read_text, refuse_missing
+from gptoss_ft.data.formats.tool_calls import read_tools
+from gptoss_ft.data.formats.transcripts import Transcript, transcript
+from gptoss_ft.harmony.messages import Conversation, Document, HarmonyText
 
 OPENING = "<|start|>"
 ENDINGS = ("<|end|>", "<|return|>", "<|call|>")
 
 
-def parse_text(row: Mapping[str, Any], state: RowState, *, needs_answer: bool = True) -> Document:
-    """Reads one document.
+def parse_text(
+    row: Mapping[str, Any], state: RowState, *, needs_answer: bool = True
+) -> Document | Conversation:
+    """Reads one document, or the conversation that its text is a transcript of.
+
+    Where the user says that the rows are text, every text is a document.
 
     Raises:
-        DataError: no text, or a whole conversation in Harmony, whose special tokens would be
-            trained as if they were words.
+        DataError: no text, a transcript that cannot be split with certainty, or a whole
+            conversation in Harmony, whose special tokens would be trained as if they were words.
     """
-    del needs_answer
     text = _text(row, state)
     if text.startswith(OPENING) and text.rstrip().endswith(ENDINGS):
         mend = "say data.format=harmony to read its special tokens"
         state.refuse("the text is a conversation in Harmony, not plain text", "text", text, mend)
+    found = None if state.said_format else transcript(text, needs_answer)
+    if found is not None:
+        return _conversation(found, row, state, needs_answer)
     state.check()
     return Document(text)
+
+
+def _conversation(
+    found: Transcript, row: Mapping[str, Any], state: RowState, needs_answer: bool
+) -> Conversation:
+    """Reads the turns of a transcript as messages, and what stands beside them."""
+    if found.fault:
+        what = f"the text is a conversation in {found.name} that cannot be split: {found.fault}"
+        mend = "repair it, or say data.format=text to train such texts as they stand"
+        state.refuse(what, "text", row.get("text"), mend)
+        state.check()
+    state.note(f"text in {found.name} split into turns")
+    if found.unclosed:
+        state.note(f"text in {found.name} whose last turn is not closed, perhaps cut off")
+    effort = read_effort(row, state)
+    tools = read_tools(row, state)
+    placed = read_messages(found.messages, "text", state)
+    if placed and not state.problems:
+        check_turns(placed, state, needs_answer)
+    state.check()
+    return Conversation(tuple(item.message for item in placed), tools, effort, state.builtin)
 
 
 def parse_harmony(
