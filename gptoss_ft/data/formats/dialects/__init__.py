@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from gptoss_ft.data.formats.common import OBJECTS, PlacedItem, RowState
-from gptoss_ft.data.formats.dialects import authors, turn_pairs
+from gptoss_ft.data.formats.dialects import authors, blocks, turn_pairs
 
 
 class Dialect(NamedTuple):
@@ -23,7 +23,10 @@ class Dialect(NamedTuple):
     convert: Callable[[list[PlacedItem], RowState], list[PlacedItem]]
 
 
-DIALECTS = (Dialect(authors.fits, authors.convert),)
+DIALECTS = (
+    Dialect(authors.fits, authors.convert),
+    Dialect(blocks.fits, blocks.convert),
+)
 
 
 def translated(items: list[PlacedItem], state: RowState) -> list[PlacedItem]:
