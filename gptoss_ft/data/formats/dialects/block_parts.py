@@ -204,11 +204,7 @@ def _block_result(block: Mapping[str, Any], key: str, state: RowState) -> list[P
     if not isinstance(content, list):
         return _result(block, dumped(content))
     before = len(state.problems)
-    texts = [
-        part
-        for i, item in enumerate(content)
-        for part in _inner(item, f"{key}.content[{i}]", state)
-    ]
+    inner = [_inner(item, f"{key}.content[{i}]", state) for i, item in enumerate(content)]
     if len(state.problems) > before:
         return []
     return _result(block, "".join(part.value for parts in inner for part in parts))
