@@ -22,6 +22,3 @@ class Layout(NamedTuple):
     fits: Callable[[Mapping[str, Any]], bool]
     convert: Callable[[Mapping[str, Any], RowState], dict[str, Any]]
     reads: Callable[[Mapping[str, Any]], Collection[str]]
-
-
-LAYOUTS: tuple[Layout, ...] = ()

@@ -14,13 +14,14 @@ from gptoss_ft.data.formats.harmless import is_harmless
 from gptoss_ft.data.layouts import names
 from gptoss_ft.data.layouts.advice import refuse_doubt, refuse_unknown, refuse_unread
 from gptoss_ft.data.layouts.columns import value_of
-from gptoss_ft.data.layouts.layout import LAYOUTS, Layout
+from gptoss_ft.data.layouts.layout import Layout
 from gptoss_ft.data.layouts.plan import (
     LIST_MARK,
     Plan,
     Reading,
     plan_of,
 )
+from gptoss_ft.data.layouts.table import LAYOUTS
 
 # Formats that a row may seem to have which is laid out in a way of its own.
 UNSETTLED = ("", "responses", "prompt_completion")
@@ -89,6 +90,7 @@ def _laid_out(
     converted = layout.convert(row, state)
     if left:
         refuse_unread(left, plan_of((), Reading()), row, state)
+    state.check()
     plan = plan_of(_signature(converted), Reading(reading.format))
     lines = [f"{name}: read as {layout.name}" for name in row if name in reads]
     lines += [f"{name}: not read" for name in others if name not in left]
