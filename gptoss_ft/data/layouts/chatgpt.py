@@ -51,7 +51,7 @@ EVERYBODY = "all"
 def fits(row: Mapping[str, Any]) -> bool:
     """Returns whether the row is one of ChatGPT's conversations."""
     mapping = row.get("mapping")
-    return isinstance(mapping, OBJECTS | str) and bool(opened(mapping))
+    return isinstance(mapping, (*OBJECTS, str)) and bool(opened(mapping))
 
 
 def convert(row: Mapping[str, Any], state: RowState) -> dict[str, Any]:
