@@ -176,7 +176,7 @@ def answer_of(raw: Any, key: str, state: RowState) -> list[Any]:
         mend = "delete the row, or say 'data.on_bad=drop'"
         state.refuse("the response holds no answer", key, raw, mend)
         return []
-    if name in READERS:
+    if name is not None and name in READERS:
         return list(READERS[name](body[name], f"{key}.{name}", state))
     return [{"role": "assistant", **_spoken(body)}]
 

@@ -40,7 +40,8 @@ WRAPPED = (
 
 def fits(message: Mapping[str, Any]) -> bool:
     """Returns whether a message stands in another object, or has keys of these programs."""
-    if not WRAPPED.isdisjoint(message) or message.get("type") == "message":
+    kind = message.get("type")
+    if not WRAPPED.isdisjoint(message) or kind == "message" or _role_of_class(kind):
         return True
     calls = message.get("tool_calls")
     return isinstance(calls, list) and any(isinstance(c, OBJECTS) and "args" in c for c in calls)
@@ -71,26 +72,28 @@ def unwrapped(place: str, item: Mapping[str, Any], state: RowState) -> dict[str,
 
 
 def _opened(place: str, item: dict[str, Any], state: RowState) -> dict[str, Any]:
-    """Takes a message out of the object around it."""
+    """Takes a message out of the object around it, and its role from its class."""
     inner = item.get("kwargs") if "lc" in item else item.get("data")
-    if not isinstance(inner, OBJECTS):
-        return item
-    outer = {k: v for k, v in item.items() if k not in ("lc", "type", "id", "kwargs", "data")}
-    message = {**outer, **{k: v for k, v in inner.items() if v is not None}}
-    path = item.get("id")
-    name = path[-1] if "lc" in item and isinstance(path, list) and path else ""
-    role = CLASSES.get(str(name).removesuffix("Chunk"))
+    message, path = item, item.get("id")
+    if isinstance(inner, OBJECTS):
+        outer = {k: v for k, v in item.items() if k not in ("lc", "type", "id", "kwargs", "data")}
+        message = {**outer, **{k: v for k, v in inner.items() if v is not None}}
+    made = "lc" in item and isinstance(path, list) and bool(path)
+    role = _role_of_class(path[-1] if made and path else message.get("type"))
     if role is not None:
         message = {"role": role, **{k: v for k, v in message.items() if k != "type"}}
     [(_, opened)] = authors.convert([PlacedItem(place, message)], state)
     return dict(opened)
 
 
+def _role_of_class(name: Any) -> str | None:
+    return CLASSES.get(name.removesuffix("Chunk")) if isinstance(name, str) else None
+
+
 def _says_role(kind: Any, role: Any) -> bool:
     """Returns whether `type` repeats the role, `chat` for any."""
     if not isinstance(kind, str):
         return False
-    kind = kind.removesuffix("MessageChunk")
     return kind == "chat" or (role is not None and authors.ROLE_OF.get(fold(kind)) == role)
 
 
