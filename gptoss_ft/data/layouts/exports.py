@@ -49,6 +49,8 @@ def _shown(
 
 
 def _claude_message(message: Mapping[str, Any], key: str, state: RowState) -> dict[str, Any]:
+    if "sender" not in message:  # Somebody else's messages of the same name.
+        return dict(message)
     check_nested(message, MESSAGE_KEYS, key, state)
     if message.get("truncated") is True:
         state.note(chatgpt.CUT)
