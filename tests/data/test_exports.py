@@ -2,191 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from export_rows import ANSWER, CHOICES, GEMINI_ANSWER, GEMINI_USER, ROWS, SYSTEM, TOOL, USER
 from format_rows import WHERE, problems
 
 from gptoss_ft.data.layouts.plan import Reading
 from gptoss_ft.data.reading import ReadRow, read_row
 from gptoss_ft.harmony.messages import Conversation, Message, Preference, ToolCall
 
-USER = {"role": "user", "content": "Tide?"}
-SYSTEM = {"role": "system", "content": "One word."}
-ANSWER = {"role": "assistant", "content": "High."}
-TOOL = {"type": "function", "function": {"name": "tide_height", "parameters": {"type": "object"}}}
 QUESTION, HIGH = Message("user", "Tide?"), Message("assistant", "High.")
 BRIEF = Message("system", "One word.")
-CHOICES = [{"index": 0, "message": ANSWER | {"refusal": None}, "finish_reason": "stop"}]
-HUMAN = {
-    "lc": 1,
-    "type": "constructor",
-    "id": ["langchain", "schema", "messages", "HumanMessage"],
-    "kwargs": {"content": "Tide?", "type": "human"},
-}
-AI = {
-    "lc": 1,
-    "type": "constructor",
-    "id": ["langchain", "schema", "messages", "AIMessage"],
-    "kwargs": {"content": "High.", "type": "ai", "response_metadata": {"model_name": "m"}},
-}
-GEMINI_USER = {"role": "user", "parts": [{"text": "Tide?"}]}
-GEMINI_ANSWER = {"role": "model", "parts": [{"text": "High."}]}
-ITEM = {
-    "type": "message",
-    "role": "assistant",
-    "content": [{"type": "output_text", "text": "High."}],
-}
-SPAN_MESSAGE = "attributes.llm.input_messages"
-ROWS: dict[str, dict[str, Any]] = {
-    "langsmith run": {
-        "id": "r",
-        "run_type": "llm",
-        "name": "ChatOpenAI",
-        "inputs": {"messages": [[HUMAN]]},
-        "outputs": {"generations": [[{"text": "High.", "message": AI}]], "llm_output": None},
-        "extra": {"invocation_params": {"model": "m"}},
-        "dotted_order": "x",
-        "error": None,
-    },
-    "langsmith run of OpenAI": {
-        "run_type": "llm",
-        "inputs": json.dumps({"messages": [USER], "model": "m", "temperature": 0}),
-        "outputs": json.dumps({"choices": CHOICES, "id": "c", "usage": {"total_tokens": 3}}),
-    },
-    "langsmith graph: the output repeats the input": {
-        "inputs": {"messages": [USER]},
-        "outputs": {"messages": [HUMAN, AI]},
-    },
-    "langsmith dataset": {"inputs": {"question": "Tide?"}, "outputs": {"answer": "High."}},
-    "langsmith dataset of messages": {
-        "inputs": {"messages": [USER]},
-        "outputs": {"message": ANSWER},
-        "metadata": {},
-    },
-    "langsmith dataset: output": {"inputs": {"input": "Tide?"}, "outputs": {"output": "High."}},
-    "langfuse generation": {
-        "id": "o",
-        "traceId": "t",
-        "type": "GENERATION",
-        "name": "gen",
-        "level": "DEFAULT",
-        "input": [USER],
-        "output": ANSWER,
-    },
-    "langfuse CSV": {
-        "traceId": "t",
-        "type": "GENERATION",
-        "input": json.dumps([USER]),
-        "output": json.dumps({"role": "assistant", "content": "High."}),
-    },
-    "langfuse: texts": {"traceId": "t", "type": "GENERATION", "input": "Tide?", "output": "High."},
-    "langfuse: a list of answers": {"traceId": "t", "input": [USER], "output": [ANSWER]},
-    "langfuse dataset": {"input": {"question": "Tide?"}, "expectedOutput": "High.", "status": "A"},
-    "langfuse dataset, messages": {"input": [USER], "expected_output": {"answer": "High."}},
-    "weave": {
-        "id": "c",
-        "op_name": "weave:///e/p/op/openai.chat.completions.create:v",
-        "inputs": {"self": "weave:///x", "model": "m", "messages": [USER]},
-        "output": {"choices": CHOICES, "object": "chat.completion"},
-        "summary": {"usage": {}},
-        "exception": None,
-    },
-    "phoenix": {
-        "span_kind": "LLM",
-        SPAN_MESSAGE: [{"message.role": "user", "message.content": "Tide?"}],
-        "attributes.llm.output_messages": json.dumps(
-            [{"message.role": "assistant", "message.content": "High."}]
-        ),
-    },
-    "phoenix, nested": {
-        "name": "ChatCompletion",
-        "attributes": {
-            "llm": {
-                "input_messages": [{"message": USER}],
-                "output_messages": [{"message": ANSWER}],
-            }
-        },
-    },
-    "stored completion": {"id": "c", "messages": [USER], "choices": CHOICES, "model": "m"},
-    "litellm": {
-        "request_id": "r",
-        "call_type": "acompletion",
-        "messages": [USER],
-        "response": {"id": "c", "choices": CHOICES, "usage": {}},
-        "spend": 0.1,
-    },
-    "messages and a text": {"messages": [USER], "response": "High."},
-    "request and response": {
-        "request": {"model": "m", "messages": [USER], "temperature": 1},
-        "response": {"choices": CHOICES},
-    },
-    "request and response, JSON text": {
-        "request_body": json.dumps({"messages": [USER], "stream": False}),
-        "response_body": json.dumps({"choices": CHOICES}),
-    },
-    "request and response of HTTP": {
-        "request": {"method": "POST", "url": "/v1", "body": {"messages": [USER]}},
-        "response": {"status_code": 200, "body": {"choices": CHOICES}},
-    },
-    "request and response of Anthropic": {
-        "request": {"model": "m", "max_tokens": 9, "messages": [USER]},
-        "response": {
-            "type": "message",
-            "role": "assistant",
-            "content": [{"type": "text", "text": "High."}],
-            "stop_reason": "end_turn",
-        },
-    },
-    "request and response of Responses": {
-        "request": {"model": "m", "input": "Tide?"},
-        "response": {"object": "response", "output": [ITEM], "status": "completed"},
-    },
-    "request and response of Gemini": {
-        "request": {"contents": [GEMINI_USER], "generationConfig": {"temperature": 1}},
-        "response": {"candidates": [{"content": GEMINI_ANSWER, "finishReason": "STOP"}]},
-        "status": "",
-    },
-    "request and response of Ollama": {
-        "request": {"model": "m", "messages": [USER], "options": {"temperature": 0}},
-        "response": {"model": "m", "message": ANSWER, "done": True, "done_reason": "stop"},
-    },
-    "bedrock log": {
-        "schemaType": "ModelInvocationLog",
-        "operation": "Converse",
-        "modelId": "m",
-        "input": {
-            "inputContentType": "application/json",
-            "inputBodyJson": {"messages": [{"role": "user", "content": [{"text": "Tide?"}]}]},
-        },
-        "output": {
-            "outputBodyJson": {
-                "output": {"message": {"role": "assistant", "content": [{"text": "High."}]}},
-                "stopReason": "end_turn",
-            }
-        },
-    },
-    "gemini": {"contents": [GEMINI_USER, GEMINI_ANSWER]},
-    "evals": {"input": [USER], "ideal": "High."},
-    "claude": {
-        "uuid": "c",
-        "name": "Tide",
-        "account": {"uuid": "a"},
-        "chat_messages": [
-            {"uuid": "1", "sender": "human", "text": "Tide?", "content": [], "files": []},
-            {
-                "uuid": "2",
-                "sender": "assistant",
-                "text": "High.",
-                "content": [
-                    {"type": "text", "text": "High.", "start_timestamp": "x", "citations": []}
-                ],
-            },
-        ],
-    },
-}
 
 
 def messages_of(row: Mapping[str, Any], **reading: Any) -> list[Message]:
@@ -341,6 +169,31 @@ def test_what_became_of_an_answer_is_said(response: dict[str, Any], note: str) -
 
 
 BAD: list[tuple[dict[str, Any], str, str]] = [
+    (ROWS["weave"] | {"inputs": {"text": "Tide?"}, "output": "High."}, "inputs", "data.on_bad"),
+    ({"custom_id": "1", "response": {"body": {"choices": CHOICES}}}, "custom_id", "custom_id"),
+    (
+        {"request": {"messages": [USER], "prompt": "Sea?"}, "response": {"choices": CHOICES}},
+        "request",
+        "data.ignore=[prompt]",
+    ),
+    (
+        {"request": {"messages": [USER]}, "response": {"choices": CHOICES, "text": "Low."}},
+        "response",
+        "data.ignore=[text]",
+    ),
+    (
+        {
+            "request": {"messages": [USER]},
+            "response": {"choices": [CHOICES[0] | {"train": False}]},
+        },
+        "response.choices[0].train",
+        "data.ignore=[train]",
+    ),
+    (
+        {"inputs": {"topic": "Tide", "port": "Faro"}, "outputs": {"a": "High.", "b": "Low."}},
+        "inputs",
+        "data.columns={prompt: inputs.port, completion: outputs.a}",
+    ),
     (ROWS["langsmith run"] | {"run_type": "chain"}, "run_type", "data.on_bad=drop"),
     (ROWS["langsmith run"] | {"error": "boom"}, "error", "data.on_bad=drop"),
     (ROWS["langfuse generation"] | {"type": "SPAN"}, "type", "data.on_bad=drop"),
@@ -366,7 +219,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
 @pytest.mark.parametrize(("row", "place", "mend"), BAD)
 def test_a_row_that_is_no_answer_is_refused(row: dict[str, Any], place: str, mend: str) -> None:
     found = problems(row)
-    assert [where for _, where, _ in found] == [place]
+    assert found[0][1] == place
     assert mend in found[0][2]
 
 

@@ -15,7 +15,7 @@ from gptoss_ft.data.layouts.bodies import (
     system_text,
 )
 from gptoss_ft.data.layouts.layout import Layout
-from gptoss_ft.data.layouts.nested import is_hollow, opened, tool_list
+from gptoss_ft.data.layouts.nested import is_hollow, opened, the_one, tool_list
 
 REQUESTS = ("request", "request_body", "requestBody", "raw_request", "params", "body")
 BATCHES = ("body", "params", "request")
@@ -75,6 +75,23 @@ def convert_request(row: Mapping[str, Any], state: RowState) -> dict[str, Any]:
     """Reads a prompt of a batch."""
     name = _column(row, BATCHES)
     return request_columns(body_of(row[name]), name, state)
+
+
+def fits_answer(row: Mapping[str, Any]) -> bool:
+    """Returns whether the row is the result of a request in a batch, without the request."""
+    return (
+        "custom_id" in row
+        and bool(_column(row, ("response", "result")))
+        and not (_column(row, REQUESTS) or _column(row, PROMPTS))
+    )
+
+
+def refuse_answer(row: Mapping[str, Any], state: RowState) -> dict[str, Any]:
+    """Refuses an answer whose question stands in another file."""
+    what = "the row holds an answer, and its question is in the batch's file of requests"
+    mend = 'write both into one row: {"request": …, "response": …}, joined by `custom_id`'
+    state.refuse(what, "custom_id", row["custom_id"], mend)
+    return {}
 
 
 def fits_stored(row: Mapping[str, Any]) -> bool:
@@ -159,12 +176,9 @@ def convert_declared(row: Mapping[str, Any], state: RowState) -> dict[str, Any]:
 
 
 def _declared(row: Mapping[str, Any], state: RowState) -> dict[str, Any]:
-    columns: dict[str, Any] = {}
-    for name in SYSTEMS:
-        if not is_empty(row.get(name)):
-            columns["system"] = system_text(row[name], name, state)
-    tools = tool_list(row)
-    return columns | ({"tools": tools} if tools else {})
+    name, tools = the_one(row, SYSTEMS, "", state), tool_list(row)
+    system = {} if name is None else {"system": system_text(row[name], name, state)}
+    return system | ({"tools": tools} if tools else {})
 
 
 def fits_eval(row: Mapping[str, Any]) -> bool:
@@ -219,6 +233,7 @@ LAYOUTS = (
     Layout("Bedrock invocation log", fits_bedrock_log, convert_bedrock_log, lambda row: BEDROCK),
     Layout("API request and response", fits_pair, convert_pair, _pair),
     Layout("batch of API requests", fits_request, convert_request, _request),
+    Layout("batch of API responses", fits_answer, refuse_answer, lambda row: [*row]),
     Layout("stored completion", fits_stored, convert_stored, _stored),
     Layout("Gemini contents", fits_gemini, convert_gemini, lambda row: GEMINI),
     Layout("Bedrock conversation", fits_declared, convert_declared, lambda row: CONVERSE),

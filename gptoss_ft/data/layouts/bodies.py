@@ -12,7 +12,7 @@ from typing import Any
 
 from gptoss_ft.data.formats.common import OBJECTS, RowState, decoded, is_empty
 from gptoss_ft.data.formats.dialects.block_parts import read_block
-from gptoss_ft.data.layouts.nested import check_nested, opened, tool_list
+from gptoss_ft.data.layouts.nested import check_nested, opened, the_one, tool_list
 
 PROMPTS = ("messages", "contents", "input", "prompt")
 SYSTEMS = ("system", "systemInstruction", "system_instruction", "instructions")
@@ -56,6 +56,13 @@ _RESPONSE = """
     billing
 """
 RESPONSE = frozenset((*ANSWERS, *_RESPONSE.split()))
+_CHOICE = """
+    message text content type finishReason native_finish_reason generation_info matched_stop
+    content_filter_results content_filter_result token_ids prompt_token_ids prompt_logprobs delta
+    safetyRatings avgLogprobs citationMetadata groundingMetadata tokenCount logprobsResult
+    urlContextMetadata finishMessage provider_specific_fields error
+"""
+CHOICE = frozenset(_CHOICE.split())
 CUT = "answers cut off at the limit of tokens: they are trained as they stand"
 FILTERED = "answers that a content filter stopped: they are trained as they stand"
 FINISHES = MappingProxyType(
@@ -85,14 +92,14 @@ def request_columns(raw: Any, key: str, state: RowState) -> dict[str, Any]:
     body = opened(raw)
     check_nested(body, REQUEST, key, state)
     columns: dict[str, Any] = {}
-    system = [name for name in SYSTEMS if not is_empty(body.get(name))]
-    for name in system:
-        columns["system"] = system_text(body[name], f"{key}.{name}", state)
-    prompt = next((name for name in PROMPTS if not is_empty(body.get(name))), None)
+    system = the_one(body, SYSTEMS, key, state)
+    if system is not None:
+        columns["system"] = system_text(body[system], f"{key}.{system}", state)
+    prompt = the_one(body, PROMPTS, key, state)
     if prompt is None:
         mend = "delete the row, or say 'data.on_bad=drop'"
         state.refuse("the request holds no messages", key, [*body], mend)
-    elif prompt == "input" and "messages" not in body:
+    elif prompt == "input":
         columns["input"] = body["input"]
         if "system" in columns:
             columns["instructions"] = columns.pop("system")
@@ -171,7 +178,9 @@ def answer_of(raw: Any, key: str, state: RowState) -> list[Any]:
         return [body]
     check_nested(body, RESPONSE, key, state)
     _note_finish(body, state)
-    name = next((name for name in ANSWERS if not is_empty(body.get(name))), None)
+    if isinstance(body.get("text"), OBJECTS):  # A setting of the Responses API.
+        del body["text"]
+    name = the_one(body, ANSWERS, key, state)
     if name is None and not (body.get("tool_calls") or body.get("function_call")):
         mend = "delete the row, or say 'data.on_bad=drop'"
         state.refuse("the response holds no answer", key, raw, mend)
@@ -203,6 +212,7 @@ def _first(raw: Any, key: str, state: RowState) -> dict[str, Any]:
     if isinstance(choices[0], list):
         return _first(choices[0], key, state)
     first = opened(choices[0])
+    check_nested(first, CHOICE, f"{key}[0]", state)
     _note_finish(first, state)
     return first
 

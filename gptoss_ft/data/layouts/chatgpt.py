@@ -130,7 +130,7 @@ class _Branch:
         if metadata.get("attachments"):
             state.note(FILES)
         text = _text(content, f"{key}.content", state)
-        if kind == "thoughts":
+        if kind == "thoughts" or message.get("channel") == "analysis":
             self.thinking += [text] if text else []
         elif is_context:
             self._context(text)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gptoss_ft.data.formats.common import OBJECTS, RowState, decoded, is_empty, shell_list
@@ -48,3 +49,28 @@ def check_nested(raw: Mapping[str, Any], known: frozenset[str], key: str, state:
             value,
             f"say {shell_list('data.ignore', [name])} to train without it",
         )
+
+
+def the_one(body: Mapping[str, Any], names: Sequence[str], key: str, state: RowState) -> str | None:
+    """Returns which of several keys an object has; one more is refused unless it is a copy.
+
+    Args:
+        body: the object.
+        names: those that count first come first.
+        key: where the object stands, for problems.
+        state: of the row.
+    """
+    given = [n for n in names if not is_hollow(body.get(n)) and n not in state.ignore]
+    if not given:
+        return None
+    whole = json.dumps(body[given[0]], ensure_ascii=False, default=str)
+    others = [
+        name
+        for name in given[1:]
+        if json.dumps(body[name], ensure_ascii=False, default=str).strip('"') not in whole
+    ]
+    if others:
+        what = f"{' and '.join(f'`{name}`' for name in (given[0], *others))} are both given"
+        mend = f"say which is not to be read: {shell_list('data.ignore', others)}"
+        state.refuse(what, key, [*body], mend)
+    return given[0]

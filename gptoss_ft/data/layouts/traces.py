@@ -33,6 +33,8 @@ from gptoss_ft.data.layouts.layout import Layout
 from gptoss_ft.data.layouts.nested import is_hollow, opened, tool_list
 
 DROP = "delete the row, or say 'data.on_bad=drop'"
+STEP = "the row is a step around the calls of models, which say the same themselves"
+STEP_MEND = "export the calls of models only, or say 'data.on_bad=drop'"
 # What went in, and what came out under any of several names.
 LANGSMITH = ("inputs", ("outputs",))
 WEAVE = ("inputs", ("output",))
@@ -91,9 +93,7 @@ def _check_run(row: Mapping[str, Any], state: RowState) -> bool:
     for name in MODEL_TYPES:
         kind = row.get(name)
         if isinstance(kind, str) and kind.strip().lower() not in MODEL_CALLS:
-            what = "the row is a step around the calls of models, which say the same themselves"
-            mend = "export the calls of models only, or say 'data.on_bad=drop'"
-            state.refuse(what, name, kind, mend)
+            state.refuse(STEP, name, kind, STEP_MEND)
             return False
     errors = {name: row.get(name) for name in ("error", "exception", "statusMessage")}
     if row.get("level") not in (None, "ERROR"):
@@ -117,6 +117,9 @@ def _inputs(
         return request_columns({"messages": [body]}, first, state)
     if any(name in body and not isinstance(body[name], str) for name in PROMPTS):
         return request_columns(body, first, state)
+    if "op_name" in row:  # Weave traces every function; what models are asked is a request.
+        state.refuse(STEP, first, [*body], STEP_MEND)
+        return {}
     text = _only_text(body, first, second, row, state)
     return {"messages": [{"role": "user", "content": text}]} if text else {}
 
@@ -138,25 +141,30 @@ def _outputs(
 def _only_text(
     body: Mapping[str, Any], first: str, second: str, row: Mapping[str, Any], state: RowState
 ) -> str:
-    """Returns the one text of an object; where there is more, the user says which."""
+    """Returns the one text of an object; where there is more, the user says which.
+
+    No name is harmless here: what an application is given may well be called `topic`.
+    """
     here = first if body == opened(row[first]) else second
-    open_ = {k: v for k, v in body.items() if not is_hollow(v) and not is_harmless(k)}
-    left = {name: value for name, value in open_.items() if name not in state.ignore}
+    left = _open(body, state)
     if len(left) == 1 and isinstance(text := next(iter(left.values())), str):
         return text
     paths = [_path(name, row[name], state) for name in (first, second)]
     argument = columns_argument({"prompt": paths[0], "completion": paths[1]})
-    if not left:
+    if not any(isinstance(value, str) for value in body.values()):
         state.refuse(f"`{here}` holds no text", here, body, DROP)
     else:
         mend = f"say which are the question and the answer: {argument}"
-        state.refuse(f"`{here}` holds more than a text", here, [*left], mend)
+        state.refuse(f"`{here}` is not one text alone", here, [*body], mend)
     return ""
 
 
+def _open(body: Mapping[str, Any], state: RowState) -> dict[str, Any]:
+    return {k: v for k, v in body.items() if k not in state.ignore and not is_hollow(v)}
+
+
 def _path(column: str, raw: Any, state: RowState) -> str:
-    body = {k: v for k, v in opened(raw).items() if k not in state.ignore and not is_hollow(v)}
-    texts = [name for name, value in body.items() if isinstance(value, str)]
+    texts = [name for name, value in _open(opened(raw), state).items() if isinstance(value, str)]
     texts = [name for name in texts if not is_harmless(name)] or texts
     return f"{column}.{texts[0]}" if texts else column
 
@@ -187,72 +195,6 @@ def _gist(messages: list[Any], state: RowState) -> list[Any]:
     ]
 
 
-SPAN_KEYS = ("llm.input_messages", "llm.output_messages")
-
-
-def _attributes(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the attributes of a span of Phoenix, whether flat or as objects in objects."""
-    flat = {name.removeprefix("attributes."): value for name, value in row.items()}
-    nested = opened(row.get("attributes"))
-    model = opened(nested.get("llm"))
-    return flat | nested | {f"llm.{name}": value for name, value in model.items()}
-
-
-def fits_span(row: Mapping[str, Any]) -> bool:
-    """Returns whether the row is a span of a model in OpenInference's terms."""
-    if not any(name.startswith("attributes") for name in row):
-        return False
-    given = _attributes(row)
-    return all(not is_empty(given.get(name)) for name in SPAN_KEYS)
-
-
-def convert_span(row: Mapping[str, Any], state: RowState) -> dict[str, Any]:
-    """Reads a span of Phoenix."""
-    given = _attributes(row)
-    sides = []
-    for name in SPAN_KEYS:
-        messages = decoded(given[name])
-        sides.append([_span_message(m) for m in messages] if isinstance(messages, list) else [])
-    columns: dict[str, Any] = {"messages": sides[0]}
-    settings = opened(given.get("llm.invocation_parameters"))
-    tools = tool_list({"tools": settings.get("tools") or _span_tools(given.get("llm.tools"))})
-    return sample(columns | ({"tools": tools} if tools else {}), sides[1][:1])
-
-
-def _span_tools(raw: Any) -> list[Any]:
-    tools = decoded(raw)
-    found = []
-    for item in tools if isinstance(tools, list) else ():
-        tool = _bare(opened(item), "tool")
-        found.append(decoded(tool.get("json_schema", tool)))
-    return found
-
-
-def _bare(raw: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Takes the name of the object off its keys, or takes the object out."""
-    if isinstance(raw.get(name), OBJECTS):
-        return opened(raw[name])
-    return {key.removeprefix(f"{name}."): value for key, value in raw.items()}
-
-
-def _span_message(raw: Any) -> dict[str, Any]:
-    message = _bare(opened(raw), "message")
-    calls = decoded(message.pop("tool_calls", None))
-    contents = decoded(message.pop("contents", None))
-    if isinstance(calls, list) and calls:
-        message["tool_calls"] = [_span_call(_bare(opened(call), "tool_call")) for call in calls]
-    if isinstance(contents, list) and contents:
-        message["content"] = [_bare(opened(part), "message_content") for part in contents]
-    return message
-
-
-def _span_call(call: Mapping[str, Any]) -> dict[str, Any]:
-    function = _bare(call, "function")
-    names = ("name", "arguments")
-    made: dict[str, Any] = {"function": {n: function[n] for n in names if n in function}}
-    return {"type": "function", **({"id": call["id"]} if "id" in call else {}), **made}
-
-
 _LANGSMITH = """
     id name run_type start_time end_time status error extra serialized manifest manifest_id events
     tags session_id session_name parent_run_id parent_run_ids trace_id dotted_order child_run_ids
@@ -278,9 +220,6 @@ _WEAVE = """
     exception wb_user_id wb_run_id wb_run_step storage_size_bytes deleted_at thread_id turn_id
     dataset_name span_attributes root_span_id span_id _xact_id created tags is_root
 """
-_PHOENIX = """
-    name span_kind parent_id start_time end_time status_code status_message events context
-"""
 
 
 def _trace(name: str, sides: Sides, passes: str) -> Layout:
@@ -290,10 +229,8 @@ def _trace(name: str, sides: Sides, passes: str) -> Layout:
     return Layout(name, fits, convert, lambda row: reads)
 
 
-SPAN = frozenset(("attributes", *(f"attributes.{name}" for name in SPAN_KEYS), *_PHOENIX.split()))
 LAYOUTS = (
     _trace("LangSmith run or example", LANGSMITH, _LANGSMITH),
     _trace("Weave call", WEAVE, _WEAVE),
     _trace("Langfuse observation or dataset item", LANGFUSE, _LANGFUSE),
-    Layout("Phoenix span", fits_span, convert_span, lambda row: SPAN),
 )
