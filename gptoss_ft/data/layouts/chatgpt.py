@@ -58,8 +58,8 @@ def convert(row: Mapping[str, Any], state: RowState) -> dict[str, Any]:
     """Reads the branch that ends in `current_node`, or in the last leaf."""
     nodes = opened(row["mapping"])
     path = branch(
-        {name: opened(node).get("parent") for name, node in nodes.items()},
-        row.get("current_node"),
+        {name: str(opened(node).get("parent")) for name, node in nodes.items()},
+        str(row.get("current_node")),
         "mapping",
         state,
     )
@@ -112,10 +112,10 @@ class _Branch:
         state = self.state
         check_nested(message, MESSAGE_KEYS, key, state)
         author, metadata = opened(message.get("author")), opened(message.get("metadata"))
-        role, name = author.get("role"), author.get("name") or ""
+        role, name = author.get("role"), str(author.get("name") or "")
         content = opened(message.get("content"))
         kind = content.get("content_type")
-        recipient = message.get("recipient") or EVERYBODY
+        recipient = str(message.get("recipient") or EVERYBODY)
         if {recipient, name} & state.ignore:
             state.note("calls of tools left out with their results, as data.ignore says")
             return
@@ -244,7 +244,7 @@ def _text(content: Mapping[str, Any], key: str, state: RowState) -> str:
     kind = content.get("content_type")
     names = TEXT_OF.get(kind) if isinstance(kind, str) else None
     if names is None:
-        if kind in state.ignore:
+        if str(kind) in state.ignore:
             state.note(f"content of type `{kind}` left out, as data.ignore says")
             return ""
         mend = f"say {shell_list('data.ignore', [str(kind)])} to train without it"

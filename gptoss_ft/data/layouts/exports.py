@@ -39,12 +39,11 @@ def _shown(
     messages: list[dict[str, Any]], leaf: Any, state: RowState
 ) -> list[tuple[int, dict[str, Any]]]:
     """Returns the messages of one branch with their places; all where there are no branches."""
-    parents = {message.get("uuid"): message.get("parent_message_uuid") for message in messages}
+    parents = {str(m.get("uuid")): str(m.get("parent_message_uuid")) for m in messages}
     known = [parent for parent in parents.values() if parent in parents]
     if len(parents) != len(messages) or len(set(known)) == len(known):
         return list(enumerate(messages))
-    named = {str(name): parent for name, parent in parents.items()}
-    path = set(chatgpt.branch(named, leaf, "chat_messages", state))
+    path = set(chatgpt.branch(parents, str(leaf), "chat_messages", state))
     return [(i, message) for i, message in enumerate(messages) if message.get("uuid") in path]
 
 
@@ -74,13 +73,13 @@ def _attached(message: Mapping[str, Any], key: str, state: RowState) -> str:
     texts = [str(item["extracted_content"]) for item in given if item.get("extracted_content")]
     if texts:
         state.note(ATTACHED)
-    names = {item.get("file_name") for item in given if item.get("extracted_content")}
+    names = {str(item.get("file_name")) for item in given if item.get("extracted_content")}
     for column in ("files", "files_v2"):
         files = decoded(message.get(column))
         others = [
             file
             for file in (files if isinstance(files, list) else ())
-            if opened(file).get("file_name") not in names
+            if str(opened(file).get("file_name")) not in names
         ]
         if others and column in state.ignore:
             state.note("attached files left out, as data.ignore says")

@@ -127,7 +127,7 @@ def _steps(parts: list[Part]) -> Iterator[list[Part]]:
 def _unsaid(raw: Any, parts: list[Part]) -> list[Part]:
     """Returns the calls of `tool_calls` that do not stand among the parts."""
     said = [part.value for part in parts if part.kind == "call"]
-    ids = {call["id"] for call in said if "id" in call}
+    ids = [call["id"] for call in said if "id" in call]
     calls = raw if isinstance(raw, list) else []
     return [
         Part("call", call)
