@@ -42,7 +42,6 @@ CONVERSATIONS = (
     "dialogue",
     "dialog",
     "chat",
-    "chat_messages",
     "message_list",
     "conversation_history",
 )

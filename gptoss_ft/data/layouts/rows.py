@@ -94,6 +94,7 @@ def _laid_out(
     converted = layout.convert(row, state)
     if left:
         refuse_unread(left, plan_of((), Reading()), row, state)
+    state.check()
     plan = plan_of(_signature(converted), Reading(reading.format))
     lines = [f"{name}: read as {layout.name}" for name in row if name in reads]
     lines += [f"{name}: not read" for name in others if name not in left]

@@ -1,8 +1,8 @@
-"""The ways of laying out rows, those first whose columns may look like another's."""
+"""All ways of laying out rows, those first whose columns may look like another's."""
 
 from __future__ import annotations
 
-from gptoss_ft.data.layouts import choices, pairs, rankings, ratings
+from gptoss_ft.data.layouts import apis, choices, exports, pairs, rankings, ratings, spans, traces
 from gptoss_ft.data.layouts.layout import Layout
 
 LAYOUTS: tuple[Layout, ...] = (
@@ -10,4 +10,8 @@ LAYOUTS: tuple[Layout, ...] = (
     *rankings.LAYOUTS,
     *pairs.LAYOUTS,
     *ratings.LAYOUTS,
+    *exports.LAYOUTS,
+    *apis.LAYOUTS,
+    *traces.LAYOUTS,
+    *spans.LAYOUTS,
 )

@@ -54,8 +54,11 @@ def author_of(message: Mapping[str, Any]) -> str | None:
 
 def fits(message: Mapping[str, Any]) -> bool:
     """Returns whether the author or the text stands elsewhere, or the role has another name."""
-    return message.get("role") not in CHAT_ROLES or (
-        message.get("content") is None and any(message.get(key) for key in TEXT_KEYS)
+    role = message.get("role")
+    return (
+        not isinstance(role, str)
+        or role not in CHAT_ROLES
+        or (message.get("content") is None and any(message.get(key) for key in TEXT_KEYS))
     )
 
 
