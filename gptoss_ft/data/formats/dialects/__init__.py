@@ -13,7 +13,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from gptoss_ft.data.formats.common import OBJECTS, PlacedItem, RowState
-from gptoss_ft.data.formats.dialects import authors, masks, media, thinking, turn_pairs
+from gptoss_ft.data.formats.dialects import (
+    authors,
+    harmony,
+    masks,
+    media,
+    thinking,
+    turn_pairs,
+)
 
 
 class Dialect(NamedTuple):
@@ -27,6 +34,7 @@ class Dialect(NamedTuple):
 DIALECTS = (
     Dialect(authors.fits, authors.convert),
     Dialect(masks.fits, masks.convert),
+    Dialect(harmony.fits, harmony.convert),
     Dialect(media.fits, media.convert),
     Dialect(thinking.fits, thinking.convert),
 )
