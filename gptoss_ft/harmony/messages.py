@@ -58,8 +58,8 @@ class Message(NamedTuple):
         name: of a tool result, the tool that gave it, as in `ToolCall`.
         weight: factor on the loss of everything this message contributes; only assistant messages.
         builtin: of a tool result, whether a builtin tool gave it.
-        header: where the row gives another than the renderer's; the message is then written as one
-            Harmony message with this header, and `content` is all of its text.
+        header: where the row gives another than the renderer's; `content` is then all the text of
+            one Harmony message with this header.
     """
 
     role: str

@@ -98,6 +98,8 @@ def _tool(tool: ToolSpec) -> dict[str, Any]:
 def _turn(message: Message) -> Iterator[dict[str, Any]]:
     """Writes a message of a chat; an assistant's becomes analysis, preamble or final, and calls."""
     weight = message.weight
+    if message.thinking:
+        yield _message(Header("assistant", "analysis"), _text(message.thinking), weight)
     if message.header is not None:
         yield _message(message.header, _text(message.content), weight, message.role)
     elif message.role == "tool":
@@ -105,8 +107,6 @@ def _turn(message: Message) -> Iterator[dict[str, Any]]:
     elif message.role != "assistant":
         yield _message(Header(message.role), _text(message.content))
     else:
-        if message.thinking:
-            yield _message(Header("assistant", "analysis"), _text(message.thinking), weight)
         if message.content:
             channel = "commentary" if message.tool_calls else "final"
             yield _message(Header("assistant", channel), _text(message.content), weight)

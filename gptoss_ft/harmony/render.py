@@ -238,15 +238,15 @@ class Renderer:
         """Encodes one chat message; an assistant's becomes analysis, preamble or final, and
         calls.
         """
-        if message.header is not None:
-            return [self._headed(message, message.header)]
-        if message.role == "tool":
+        if message.role == "tool" and message.header is None:
             return [self._result(message)]
-        if message.role != "assistant":
+        if message.role != "assistant" and message.header is None:
             return [self._encode_block(message.role, message.content)]
         found = []
         if message.thinking:
             found.append(self._said("analysis", message.thinking, message.weight))
+        if message.header is not None:
+            return [*found, self._headed(message, message.header)]
         if message.content:
             channel = "commentary" if message.tool_calls else "final"
             found.append(self._said(channel, message.content, message.weight))

@@ -16,7 +16,7 @@ from harmony_oracle import (
 )
 from native_chats import Generator
 
-from gptoss_ft.data.formats import parse
+from gptoss_ft.data.reading import parse
 from gptoss_ft.harmony.messages import Conversation
 from gptoss_ft.harmony.native import to_dict
 from gptoss_ft.harmony.options import RenderOptions

@@ -25,6 +25,7 @@ from gptoss_ft.data.formats.common import (
     read_effort,
     read_weight,
     refuse_missing,
+    shell_list,
 )
 from gptoss_ft.data.formats.dialects import translated
 from gptoss_ft.data.formats.raw_tokens import check_words, may_be_raw
@@ -80,7 +81,10 @@ def assembled(
         DataError: with every problem of the row so far, or because both say different things.
     """
     found = state.found
-    if tools:
+    if tools and found.functions_elsewhere:
+        mend = f"keep one of them, or say {shell_list('data.ignore', ['tools'])}"
+        state.refuse("the row gives its tools twice", "tools", mend=mend)
+    elif tools:
         found.give("tools", tools, "tools", state)
     if effort is not None:
         found.give("effort", effort, "reasoning_effort", state)

@@ -74,10 +74,18 @@ class Found:
     opened: bool = False
 
     def give(self, name: str, value: Any, key: str, state: RowState) -> None:
-        """Sets `tools`, `effort` or `system`; another one than before is refused."""
+        """Sets `tools`, `effort` or `system`; another one than before is refused.
+
+        Args:
+            name: the attribute.
+            value: of it.
+            key: the column that gives it, or the field of a message.
+            state: of the row.
+        """
         if getattr(self, name) not in (None, (), value):
             what = f"the row gives its {name} twice, and they differ"
-            state.refuse(what, key, mend="keep one of them")
+            column = f", or say {shell_list('data.ignore', [key])}" if "[" not in key else ""
+            state.refuse(what, key, mend=f"keep one of them{column}")
         setattr(self, name, value)
 
 

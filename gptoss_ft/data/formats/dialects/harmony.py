@@ -211,6 +211,9 @@ class _Reader:
             header = header._replace(recipient=PREFIX + header.recipient)
         builtin = not header.recipient.startswith(PREFIX)
         name = header.recipient.removeprefix(PREFIX)
+        if not name:
+            mend = 'write "functions." and the name of the function'
+            state.refuse("the call names no function", f"{place}.recipient", PREFIX, mend)
         usual = Header(
             "assistant",
             "analysis" if builtin else "commentary",
