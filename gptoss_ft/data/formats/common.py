@@ -53,7 +53,7 @@ class PlacedItem(NamedTuple):
 
 @dataclass
 class Found:
-    """What the messages of a row say of the whole row.
+    """Settings of a whole row that its messages give.
 
     Attributes:
         tools: functions that a developer message declares.
