@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gptoss_ft.harmony.builtin import BUILTIN_NAMESPACES
-from gptoss_ft.harmony.messages import ToolSpec
+from gptoss_ft.harmony.messages import Conversation, Namespace, SystemLines, ToolSpec
 from gptoss_ft.harmony.options import RenderOptions
-from gptoss_ft.harmony.tools import FUNCTIONS, Namespace, tools_text
+from gptoss_ft.harmony.tools import FUNCTIONS, tools_text
+
+CHANNELS = ("analysis", "commentary", "final")
 
 
 def system_text(
@@ -24,24 +26,53 @@ def system_text(
         has_functions: whether the developer message declares functions.
         builtin_tools: any of `BUILTIN_TOOLS`; written in the order of their names.
     """
-    top = [
-        options.identity,
-        options.knowledge_cutoff and f"Knowledge cutoff: {options.knowledge_cutoff}",
-        options.date and f"Current date: {options.date}",
-    ]
-    namespaces = [BUILTIN_NAMESPACES[name] for name in sorted(set(builtin_tools))]
-    channels = (
-        "# Valid channels: analysis, commentary, final. Channel must be included for every message."
+    lines = SystemLines(
+        options.identity or None, options.knowledge_cutoff or None, options.date or None, CHANNELS
     )
-    if has_functions:
-        channels += f"\nCalls to these tools must go to the commentary channel: '{FUNCTIONS}'."
-    sections = [
-        "\n".join(line for line in top if line),
-        f"Reasoning: {effort}",
-        tools_text(namespaces) if namespaces else "",
-        channels,
+    return _lines_text(lines, effort, has_functions, builtin_tools)
+
+
+def given_system_text(conversation: Conversation) -> str:
+    """Writes the system message that a row itself gives."""
+    lines = conversation.system
+    if lines is None or isinstance(lines, str):
+        return lines or ""
+    has_functions = bool(conversation.tools) or conversation.functions_elsewhere
+    return _lines_text(lines, conversation.effort, has_functions, conversation.builtin_tools)
+
+
+def _lines_text(
+    lines: SystemLines, effort: str | None, has_functions: bool, builtin_tools: Sequence[str]
+) -> str:
+    given = [
+        lines.identity,
+        _line("Knowledge cutoff", lines.knowledge_cutoff),
+        _line("Current date", lines.date),
     ]
-    return "\n\n".join(section for section in sections if section)
+    top = [line for line in given if line is not None]
+    namespaces = {name: BUILTIN_NAMESPACES[name] for name in builtin_tools}
+    namespaces |= {namespace.name: namespace for namespace in lines.namespaces}
+    # A row may give an empty identity, and then the first section is written, and empty.
+    sections = ["\n".join(top)] if top else []
+    sections += [f"Reasoning: {effort}"] if effort is not None else []
+    sections += (
+        [tools_text([namespaces[name] for name in sorted(namespaces)])] if namespaces else []
+    )
+    sections += [_channels_text(lines, has_functions)] if lines.channels else []
+    return "\n\n".join(sections)
+
+
+def _line(name: str, value: str | None) -> str | None:
+    return None if value is None else f"{name}: {value}"
+
+
+def _channels_text(lines: SystemLines, has_functions: bool) -> str:
+    text = f"# Valid channels: {', '.join(lines.channels)}."
+    if lines.channel_required:
+        text += " Channel must be included for every message."
+    if has_functions:
+        text += f"\nCalls to these tools must go to the commentary channel: '{FUNCTIONS}'."
+    return text
 
 
 def developer_text(instructions: str, tools: str) -> str:

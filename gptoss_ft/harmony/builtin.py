@@ -10,8 +10,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Any
 
-from gptoss_ft.harmony.messages import ToolSpec
-from gptoss_ft.harmony.tools import Namespace
+from gptoss_ft.harmony.messages import Namespace, ToolSpec
 
 _BROWSER = """\
 Tool for browsing.

@@ -11,6 +11,22 @@ EFFORTS = ("low", "medium", "high")
 BUILTIN_TOOLS = ("browser", "python")
 
 
+class Header(NamedTuple):
+    """The header of one Harmony message, given in full.
+
+    Attributes:
+        author: the role, `role:name`, or the name of a tool.
+        channel: empty for none.
+        recipient: empty for none.
+        content_type: as it stands after the channel, such as `json`; empty for none.
+    """
+
+    author: str
+    channel: str = ""
+    recipient: str = ""
+    content_type: str = ""
+
+
 @dataclass(frozen=True)
 class ToolCall:
     """One call of a tool.
@@ -21,12 +37,14 @@ class ToolCall:
         arguments: the text exactly as it will be rendered, JSON but for `python`.
         id: what the result refers to; not rendered.
         builtin: whether the tool is `python` or one of `browser`'s.
+        header: where the row gives another than the renderer's.
     """
 
     name: str
     arguments: str
     id: str = ""
     builtin: bool = False
+    header: Header | None = None
 
 
 class Message(NamedTuple):
@@ -40,6 +58,8 @@ class Message(NamedTuple):
         name: of a tool result, the tool that gave it, as in `ToolCall`.
         weight: factor on the loss of everything this message contributes; only assistant messages.
         builtin: of a tool result, whether a builtin tool gave it.
+        header: where the row gives another than the renderer's; `content` is then all the text of
+            one Harmony message with this header.
     """
 
     role: str
@@ -49,6 +69,7 @@ class Message(NamedTuple):
     name: str = ""
     weight: float = 1.0
     builtin: bool = False
+    header: Header | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +81,37 @@ class ToolSpec:
     parameters: Mapping[str, Any] | None = None
 
 
+class Namespace(NamedTuple):
+    """Tools that are declared together; without any, the description alone says how to call it."""
+
+    name: str
+    description: str
+    tools: tuple[ToolSpec, ...]
+
+
+@dataclass(frozen=True)
+class SystemLines:
+    """The system message of one row, in place of the one that the renderer's options describe.
+
+    A line that is None is not written, nor is the effort of a conversation that names none.
+
+    Attributes:
+        identity: the first line.
+        knowledge_cutoff: year and month.
+        date: the current date.
+        channels: the valid ones; empty for no such line.
+        channel_required: whether every message must name its channel.
+        namespaces: tools beside the builtin ones, and other declarations of those.
+    """
+
+    identity: str | None = None
+    knowledge_cutoff: str | None = None
+    date: str | None = None
+    channels: tuple[str, ...] = ()
+    channel_required: bool = True
+    namespaces: tuple[Namespace, ...] = ()
+
+
 @dataclass(frozen=True)
 class Conversation:
     """A chat.
@@ -69,12 +121,16 @@ class Conversation:
         tools: the functions that the model may call.
         effort: the reasoning effort, if the row sets one.
         builtin_tools: any of `BUILTIN_TOOLS`.
+        system: the system message, if the row gives one: its lines, or its text.
+        functions_elsewhere: whether a developer message that is given as text declares functions.
     """
 
     messages: tuple[Message, ...]
     tools: tuple[ToolSpec, ...] = ()
     effort: str | None = None
     builtin_tools: tuple[str, ...] = ()
+    system: SystemLines | str | None = None
+    functions_elsewhere: bool = False
 
 
 @dataclass(frozen=True)

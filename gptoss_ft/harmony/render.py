@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from gptoss_ft.errors import DataError, Problem
-from gptoss_ft.harmony.blocks import developer_text, functions_text, system_text
+from gptoss_ft.harmony.blocks import developer_text, functions_text, given_system_text, system_text
 from gptoss_ft.harmony.messages import (
     Conversation,
     Document,
     HarmonyText,
+    Header,
     Message,
     ToolCall,
     ToolSpec,
@@ -58,6 +59,8 @@ from gptoss_ft.harmony.vocabulary import (
 __all__ = ["IGNORE", "Action", "RenderOptions", "Renderer", "Row", "Segment"]
 
 SHARED_TEXTS = 512
+# What the header of a function call says of its arguments, by `RenderOptions.constrain`.
+CONTENT_TYPES = {"token": "<|constrain|>json", "text": "json", "none": ""}
 
 
 @dataclass(frozen=True)
@@ -193,8 +196,12 @@ class Renderer:
 
     def _encode(self, conversation: Conversation) -> list[Encoded]:
         """Encodes the Harmony messages of a conversation, system block first."""
-        effort = conversation.effort or self.options.effort
-        system = self._system(effort, bool(conversation.tools), conversation.builtin_tools)
+        if conversation.system is None:
+            effort = conversation.effort or self.options.effort
+            has_functions = bool(conversation.tools) or conversation.functions_elsewhere
+            system = self._system(effort, has_functions, conversation.builtin_tools)
+        else:
+            system = self._block("system", given_system_text(conversation))
         tools = self._functions(_tools_key(conversation.tools)) if conversation.tools else ""
         return [system, *self._encode_messages(conversation.messages, tools)]
 
@@ -209,7 +216,7 @@ class Renderer:
         found: list[Encoded] = []
         instructions: list[str] = []
         for message in messages:
-            if message.role in ("system", "developer"):
+            if message.role in ("system", "developer") and message.header is None:
                 instructions.append(message.content)
                 continue
             if instructions or tools:
@@ -231,13 +238,15 @@ class Renderer:
         """Encodes one chat message; an assistant's becomes analysis, preamble or final, and
         calls.
         """
-        if message.role == "tool":
+        if message.role == "tool" and message.header is None:
             return [self._result(message)]
-        if message.role != "assistant":
+        if message.role != "assistant" and message.header is None:
             return [self._encode_block(message.role, message.content)]
         found = []
         if message.thinking:
             found.append(self._said("analysis", message.thinking, message.weight))
+        if message.header is not None:
+            return [*found, self._headed(message, message.header)]
         if message.content:
             channel = "commentary" if message.tool_calls else "final"
             found.append(self._said(channel, message.content, message.weight))
@@ -245,6 +254,30 @@ class Renderer:
 
     def _encode_block(self, role: str, text: str) -> Encoded:
         return encoded(role, self._plain_head(role), self.vocabulary.encode(text))
+
+    def _headed(self, message: Message, header: Header) -> Encoded:
+        """Encodes a message whose header is given in full."""
+        assistant = message.role == "assistant"
+        kind = header.channel if assistant else message.role
+        return encoded(
+            kind,
+            self._head(header.author, self._given_header(header, recipient_first=True)),
+            self.vocabulary.encode(message.content),
+            in_analysis=header.channel == "analysis",
+            weight=message.weight * self.options.weights.get(kind, 1.0) if assistant else 0.0,
+            end_weight=message.weight if assistant else 0.0,
+        )
+
+    def _given_header(self, header: Header, *, recipient_first: bool) -> list[int]:
+        """Encodes what stands between the author and the content."""
+        to = self._shared(f" to={header.recipient}") if header.recipient else ()
+        channel = self._channel(header.channel) if header.channel else []
+        ids = [*to, *channel] if recipient_first else [*channel, *to]
+        if header.content_type:
+            before, constrain, after = f" {header.content_type}".partition("<|constrain|>")
+            ids += self._shared(before)
+            ids += [CONSTRAIN, *self._shared(after)] if constrain else []
+        return ids
 
     def _result(self, message: Message) -> Encoded:
         """Encodes a tool's result in the channel in which such a tool is called."""
@@ -268,30 +301,24 @@ class Renderer:
         )
 
     def _called(self, call: ToolCall, weight: float) -> Encoded:
+        header = call.header or self._call_header(call)
+        recipient_first = self.options.tool_call_header == "role"
         return encoded(
             "tool_call",
-            self._head("assistant", self._call_header(call)),
+            self._head(header.author, self._given_header(header, recipient_first=recipient_first)),
             self.vocabulary.encode(call.arguments),
             CALL,
-            in_analysis=call.builtin,
+            in_analysis=header.channel == "analysis",
             weight=weight * self.options.weights.get("tool_call", 1.0),
             end_weight=weight,
         )
 
-    def _call_header(self, call: ToolCall) -> list[int]:
-        channel = _call_channel(call.builtin)
-        to = f" to={call.name}" if call.builtin else f" to={FUNCTIONS}.{call.name}"
-        if self.options.tool_call_header == "role":
-            header = [*self._shared(to), *self._channel(channel)]
-        else:
-            header = [*self._channel(channel), *self._shared(to)]
+    def _call_header(self, call: ToolCall) -> Header:
+        """Returns the header of a call in the chosen style."""
         if call.builtin:
-            header += self._shared(" code")
-        elif self.options.constrain == "token":
-            header += [*self._shared(" "), CONSTRAIN, *self._shared("json")]
-        elif self.options.constrain == "text":
-            header += self._shared(" json")
-        return header
+            return Header("assistant", "analysis", call.name, "code")
+        content_type = CONTENT_TYPES[self.options.constrain]
+        return Header("assistant", "commentary", f"{FUNCTIONS}.{call.name}", content_type)
 
     def _spelled(self, message: RawMessage) -> Encoded:
         header: list[int] = []

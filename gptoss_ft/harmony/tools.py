@@ -11,20 +11,12 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from gptoss_ft.harmony.messages import ToolSpec
+from gptoss_ft.harmony.messages import Namespace, ToolSpec
 
 FUNCTIONS = "functions"
 _SCALARS = {"string": "string", "number": "number", "integer": "number", "boolean": "boolean"}
-
-
-class Namespace(NamedTuple):
-    """Tools that are declared together; without any, the description alone says how to call it."""
-
-    name: str
-    description: str
-    tools: tuple[ToolSpec, ...]
 
 
 def tools_text(namespaces: Sequence[Namespace]) -> str:

@@ -190,7 +190,9 @@ def turns(draw: st.DrawFn) -> list[Message]:
 
 @st.composite
 def conversations(draw: st.DrawFn) -> Conversation:
-    instructions = st.builds(Message, st.sampled_from(("system", "developer")), maybe_texts)
+    roles = st.sampled_from(("system", "developer"))
+    # A function of two arguments: hypothesis draws every field of a NamedTuple.
+    instructions = st.builds(lambda role, text: Message(role, text), roles, maybe_texts)
     messages = draw(st.lists(instructions, max_size=2))
     for turn in draw(st.lists(turns(), min_size=1, max_size=3)):
         messages += turn

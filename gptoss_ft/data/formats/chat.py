@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gptoss_ft.data.formats.common import (
+    NATIVE,
     OBJECTS,
     Placed,
     PlacedItem,
@@ -24,13 +25,19 @@ from gptoss_ft.data.formats.common import (
     read_effort,
     read_weight,
     refuse_missing,
+    shell_list,
 )
 from gptoss_ft.data.formats.dialects import translated
 from gptoss_ft.data.formats.raw_tokens import check_words, may_be_raw
 from gptoss_ft.data.formats.thinking import may_think, split_thinking
-from gptoss_ft.data.formats.tool_calls import read_tool_calls, read_tools, result_of
+from gptoss_ft.data.formats.tool_calls import (
+    check_arguments,
+    read_tool_calls,
+    read_tools,
+    result_of,
+)
 from gptoss_ft.data.formats.transcripts import transcript, turns_of
-from gptoss_ft.harmony.messages import ROLES, Conversation, Message
+from gptoss_ft.harmony.messages import BUILTIN_TOOLS, ROLES, Conversation, Message, ToolSpec
 
 MESSAGE_KEYS = frozenset(
     ("role", "content", "thinking", "tool_calls", "tool_call_id", "name", "weight")
@@ -38,6 +45,7 @@ MESSAGE_KEYS = frozenset(
 # All that most messages have: nothing about their keys needs to be looked at.
 PLAIN_KEYS = {"role", "content"}
 PLAIN_ROLES = ("user", "assistant", "system", "developer")
+NATIVE_KEYS = frozenset(("role", "weight", NATIVE))
 ROLE_LIST = ", ".join(ROLES)
 
 
@@ -61,8 +69,40 @@ def parse_openai_chat(
     placed = read_messages(row.get("messages"), "messages", state)
     if placed and not state.problems:
         check_turns(placed, state, needs_answer)
+    return assembled(placed, tools, effort, state)
+
+
+def assembled(
+    placed: Sequence[Placed], tools: tuple[ToolSpec, ...], effort: str | None, state: RowState
+) -> Conversation:
+    """Builds the conversation of a row from its messages and settings, and what the messages say of
+    the row.
+
+    Raises:
+        DataError: with every problem of the row so far, or because both say different things.
+    """
+    found = state.found
+    if tools and found.functions_elsewhere:
+        mend = f"keep one of them, or say {shell_list('data.ignore', ['tools'])}"
+        state.refuse("the row gives its tools twice", "tools", mend=mend)
+    elif tools:
+        found.give("tools", tools, "tools", state)
+    if effort is not None:
+        found.give("effort", effort, "reasoning_effort", state)
+    builtin = tuple(name for name in BUILTIN_TOOLS if name in (*state.builtin, *found.builtin))
+    if isinstance(found.system, str):
+        said = [f"## {name}" for name in builtin]
+        said += [f"Reasoning: {found.effort}"] if found.effort else []
+        missing = [text for text in said if text not in found.system]
+        if missing:
+            what = "the row's system message is a whole one and does not say what the row says"
+            mend = "write it there, or drop the column"
+            state.refuse(what, "messages[0].content", missing, mend)
     state.check()
-    return Conversation(tuple(item.message for item in placed), tools, effort, state.builtin)
+    messages = tuple(item.message for item in placed)
+    return Conversation(
+        messages, found.tools, found.effort, builtin, found.system, found.functions_elsewhere
+    )
 
 
 def read_messages(raw: Any, key: str, state: RowState, use: Use = "trained") -> list[Placed]:
@@ -118,6 +158,8 @@ def _message(raw: Any, key: str, state: RowState, use: Use) -> Message | None:
     if not isinstance(raw, OBJECTS):
         state.refuse("a message is not an object", key, raw, 'write {"role": …, "content": …}')
         return None
+    if isinstance(raw.get(NATIVE), Message):
+        return _native(raw, raw[NATIVE], key, state, use)
     before = len(state.problems)
     check_keys(raw, MESSAGE_KEYS, key, state)
     role = raw.get("role")
@@ -141,6 +183,24 @@ def _message(raw: Any, key: str, state: RowState, use: Use) -> Message | None:
         return None
     name, builtin = result_of(raw, key, state) if role == "tool" else ("", False)
     return Message(role, content, name=name, builtin=builtin)
+
+
+def _native(
+    raw: Mapping[str, Any], message: Message, key: str, state: RowState, use: Use
+) -> Message:
+    """Gives a message that a dialect has read its weight."""
+    check_keys(raw, NATIVE_KEYS, key, state)
+    if message.role != "assistant":
+        _refuse_assistant_keys(raw, message.role, key, state)
+        return message
+    if not (message.content or message.thinking or message.tool_calls or message.header):
+        what = "the assistant's answer is empty"
+        state.refuse(what, key, mend="write it as `content`, or delete the message")
+    weight = read_weight(raw.get("weight"), f"{key}.weight", state)
+    weight = 0.0 if use == "history" else weight
+    if weight > 0 and use == "trained":
+        check_arguments(message.tool_calls, key, state)
+    return message._replace(weight=weight)
 
 
 def _refuse_role(role: Any, key: str, state: RowState) -> None:
@@ -200,10 +260,17 @@ def check_turns(placed: Sequence[Placed], state: RowState, needs_answer: bool) -
         state.refuse("the row is all prompt: no assistant message", key, mend=mend)
     for i, (place, message) in enumerate(placed):
         follower = placed[i + 1].message.role if i + 1 < len(placed) else None
-        open_ended = message.role == "assistant" and not (message.content or message.tool_calls)
+        open_ended = message.role == "assistant" and not _closes(message)
         if open_ended and follower != "assistant" and (needs_answer or follower is not None):
             state.refuse(
                 "the assistant turn ends in thinking, without an answer or a call",
                 place,
                 mend="write the answer as `content`",
             )
+
+
+def _closes(message: Message) -> bool:
+    """Returns whether a message of the assistant ends what is sampled in one go."""
+    if message.header is not None:
+        return message.header.channel == "final"
+    return bool(message.content or message.tool_calls)

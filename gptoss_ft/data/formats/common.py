@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 from gptoss_ft.data.formats.harmless import is_harmless
 from gptoss_ft.errors import DataError, Problem
-from gptoss_ft.harmony.messages import EFFORTS, Message
+from gptoss_ft.harmony.messages import EFFORTS, Message, SystemLines, ToolSpec
 from gptoss_ft.validation import close_match
 
 # Below these difflib ratios an unknown key is somebody's own, above them a misspelling. A row may
@@ -30,6 +30,8 @@ _HEAD = re.compile(r"[^.\[]+")
 OBJECTS = (dict, Mapping)
 TEXT_PARTS = ("text",)
 EFFORT_COLUMNS = frozenset(("reasoning_effort", "chat_template_kwargs", "reasoning"))
+# Key of a message that a dialect has read already, beside its role and what is said of its weight.
+NATIVE = "<message>"
 
 Use = Literal["trained", "history", "rejected"]
 """The use of messages: to be trained; as context, weighing 0; as a bad example."""
@@ -50,6 +52,44 @@ class PlacedItem(NamedTuple):
 
 
 @dataclass
+class Found:
+    """Settings of a whole row that its messages give.
+
+    Attributes:
+        tools: functions that a developer message declares.
+        effort: that a system message names.
+        system: the system message: its lines, or its text.
+        builtin: the builtin tools that it declares.
+        namespaces: names of all that it declares.
+        functions_elsewhere: whether a developer message that is kept as text declares functions.
+        opened: whether the first message was the system message.
+    """
+
+    tools: tuple[ToolSpec, ...] = ()
+    effort: str | None = None
+    system: SystemLines | str | None = None
+    builtin: tuple[str, ...] = ()
+    namespaces: frozenset[str] = frozenset()
+    functions_elsewhere: bool = False
+    opened: bool = False
+
+    def give(self, name: str, value: Any, key: str, state: RowState) -> None:
+        """Sets `tools`, `effort` or `system`; another one than before is refused.
+
+        Args:
+            name: the attribute.
+            value: of it.
+            key: the column that gives it, or the field of a message.
+            state: of the row.
+        """
+        if getattr(self, name) not in (None, (), value):
+            what = f"the row gives its {name} twice, and they differ"
+            column = f", or say {shell_list('data.ignore', [key])}" if "[" not in key else ""
+            state.refuse(what, key, mend=f"keep one of them{column}")
+        setattr(self, name, value)
+
+
+@dataclass
 class RowState:
     """Everything collected while one row is read.
 
@@ -65,6 +105,7 @@ class RowState:
         called: the same by name.
         notes: what the user is told of a row that is read all the same, such as calls of tools that
             it does not declare; counted over all rows.
+        found: what the messages say of the whole row; one for all continuations.
     """
 
     where: str
@@ -77,6 +118,7 @@ class RowState:
     calls: dict[str, tuple[str, bool]] = field(default_factory=dict)
     called: dict[str, bool] = field(default_factory=dict)
     notes: Counter[str] = field(default_factory=Counter)
+    found: Found = field(default_factory=Found)
 
     def note(self, what: str) -> None:
         """Notes something that is to be counted and said; `what` is the same text for every row."""

@@ -7,9 +7,10 @@ prompt weigh 0.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from gptoss_ft.data.formats.chat import check_turns, read_messages
+from gptoss_ft.data.formats.chat import assembled, check_turns, read_messages
 from gptoss_ft.data.formats.common import (
     Placed,
     RowState,
@@ -34,9 +35,7 @@ def parse_prompt_completion(
 ) -> Conversation:
     """Reads one TRL prompt/completion row; see `parse_openai_chat` for arguments and errors."""
     prompt, completion = _prompt_and_completion(row, state, needs_answer, "trained")
-    state.check()
-    messages = (*prompt.messages, *(item.message for item in completion))
-    return Conversation(messages, prompt.tools, prompt.effort, prompt.builtin_tools)
+    return replace(prompt, messages=(*prompt.messages, *(item.message for item in completion)))
 
 
 def parse_kto(row: Mapping[str, Any], state: RowState, *, needs_answer: bool = True) -> Feedback:
@@ -48,7 +47,6 @@ def parse_kto(row: Mapping[str, Any], state: RowState, *, needs_answer: bool = T
         state.refuse("`label` is neither true nor false", "label", given, LABEL_MEND)
     use: Use = "trained" if label else "rejected"
     prompt, completion = _prompt_and_completion(row, state, needs_answer, use)
-    state.check()
     return Feedback(prompt, tuple(item.message for item in completion), label is True)
 
 
@@ -64,8 +62,7 @@ def _prompt_and_completion(
     completion = read_completion(row.get("completion"), "completion", state, use)
     if not state.problems:
         check_turns([*prompt, *completion], state, needs_answer)
-    messages = tuple(item.message for item in prompt)
-    return Conversation(messages, tools, effort, state.builtin), completion
+    return assembled(prompt, tools, effort, state), completion
 
 
 def read_prompt(raw: Any, key: str, state: RowState) -> list[Placed]:

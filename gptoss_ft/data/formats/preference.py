@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from gptoss_ft.data.formats.chat import check_turns, read_messages
+from gptoss_ft.data.formats.chat import assembled, check_turns, read_messages
 from gptoss_ft.data.formats.common import (
     Placed,
     RowState,
@@ -28,7 +28,7 @@ from gptoss_ft.data.formats.dialects.authors import author_of
 from gptoss_ft.data.formats.ratings import tied
 from gptoss_ft.data.formats.tool_calls import read_tools
 from gptoss_ft.data.formats.transcripts import transcript, turns_of
-from gptoss_ft.harmony.messages import Conversation, Message, Preference, ToolSpec
+from gptoss_ft.harmony.messages import Message, Preference, ToolSpec
 
 SETTINGS = ("tools", "builtin_tools", "reasoning_effort")
 INPUT_KEYS = frozenset(("messages", *SETTINGS))
@@ -199,9 +199,6 @@ def _preference(
     if not state.problems:
         check_turns([*prompt, *chosen], state, needs_answer=True)
         check_turns(rejected, state, needs_answer=True)
-    state.check()
-    prompts, wanted, unwanted = (
-        tuple(item.message for item in side) for side in (prompt, chosen, rejected)
-    )
-    conversation = Conversation(prompts, tools, effort, state.builtin)
+    conversation = assembled(prompt, tools, effort, state)
+    wanted, unwanted = (tuple(item.message for item in side) for side in (chosen, rejected))
     return Preference(conversation, wanted, unwanted)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gptoss_ft.data.formats.common import (
@@ -266,6 +266,16 @@ def _arguments(raw: Any, key: str, strict: bool, state: RowState) -> str | None:
         state.refuse("the arguments are not JSON", key, raw, mend)
         return None
     return check_text(raw, key, state)
+
+
+def check_arguments(calls: Sequence[ToolCall], key: str, state: RowState) -> None:
+    """Refuses calls that a row gives as text and says to be JSON, and that are not."""
+    for call in calls:
+        kind = call.header.content_type if call.header else "json"
+        is_json = not call.builtin and kind.removeprefix("<|constrain|>") in ("json", "")
+        if is_json and not _is_json(call.arguments):
+            mend = "repair the JSON, `{}` for no arguments, or set the message's `weight` to 0"
+            state.refuse("the arguments are not JSON", f"{key}.content", call.arguments, mend)
 
 
 def _is_json(text: str) -> bool:

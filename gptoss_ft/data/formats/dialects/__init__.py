@@ -16,6 +16,7 @@ from gptoss_ft.data.formats.common import OBJECTS, PlacedItem, RowState
 from gptoss_ft.data.formats.dialects import (
     authors,
     blocks,
+    harmony,
     masks,
     media,
     thinking,
@@ -34,6 +35,7 @@ class Dialect(NamedTuple):
 DIALECTS = (
     Dialect(authors.fits, authors.convert),
     Dialect(masks.fits, masks.convert),
+    Dialect(harmony.fits, harmony.convert),
     Dialect(media.fits, media.convert),
     Dialect(blocks.fits, blocks.convert),
     Dialect(thinking.fits, thinking.convert),
