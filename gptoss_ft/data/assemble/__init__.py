@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 from gptoss_ft.data.assemble import batches, trees, turns
 from gptoss_ft.data.assemble.parts import Joined, Part
+from gptoss_ft.data.chunks import CHUNK_ROWS
 from gptoss_ft.data.layouts.plan import Reading
-from gptoss_ft.data.read import CHUNK_ROWS, RowChunk, decode
+from gptoss_ft.data.read import RowChunk, decode
 from gptoss_ft.errors import DataError, Problem
 
 __all__ = ["assembled"]
@@ -113,7 +114,7 @@ def _parts(chunk: RowChunk, kind: Kind) -> tuple[list[Part], RowChunk]:
             parts.append(Part(chunk.path, number, row))
         else:
             others.append((number, raw))
-    return parts, RowChunk(chunk.path, others)
+    return parts, RowChunk(chunk.path, others, notes=chunk.notes)
 
 
 def _chunks(joined: Iterable[Joined], left_out: Counter[str], done: int = 0) -> Iterator[RowChunk]:
