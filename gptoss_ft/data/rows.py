@@ -58,7 +58,6 @@ class HasLength(Protocol):
 Sized = TypeVar("Sized", bound=HasLength)
 Rendered = TypeVar("Rendered")
 
-
 NO_NOTES: Mapping[str, int] = MappingProxyType({})
 
 

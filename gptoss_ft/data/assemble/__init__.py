@@ -76,6 +76,8 @@ def assembled(chunks: Iterable[RowChunk], reading: Reading) -> Iterator[RowChunk
         parts, others = _parts(chunk, kind)
         if others.rows:
             yield others
+        else:
+            left_out.update(chunk.notes)
         if not kind.alone:
             kept.setdefault(kind, []).extend(parts)
             continue
