@@ -89,7 +89,8 @@ def read_rows(
     format: str = "",  # as in the setting `data.format`
     *,
     hub: bool = False,
-    split: str = "train",
+    subset: str = "",
+    split: str = "",
 ) -> Iterator[ParsedRow]:
     """Reads data files of any format, row by row.
 
@@ -97,7 +98,7 @@ def read_rows(
         path: a file, a folder of files, or a dataset's Hub name with `hub=True`.
         format: name of the format; empty detects it row by row.
         hub: whether the network may be used.
-        split: split of a Hub dataset.
+        subset, split: of a Hub dataset or a folder, as in the settings `data.subset`, `data.split`.
 
     Yields:
         where the row stands (`file:line`), its format, and its example: a conversation, preference
@@ -111,7 +112,7 @@ def read_rows(
     from gptoss_ft.data.options import SourceOptions
     from gptoss_ft.data.rows import read_examples
 
-    source = SourceOptions(str(path), format=format, split=split)
+    source = SourceOptions(str(path), subset=subset, split=split, format=format)
     if problems := source.problems("read_rows"):
         raise ConfigError(problems)
     yield from read_examples(source, problems, hub, needs_answer=False)

@@ -38,7 +38,8 @@ class Problem:
             lines.append(f"    found: {self.found}")
         if self.mend:
             lines.append(f"    fix:   {self.mend}")
-        return "\n".join(lines)
+        # Rows may hold halves of surrogate pairs, which no terminal can be sent.
+        return "\n".join(lines).encode("utf-8", "backslashreplace").decode()
 
 
 class GptOssFtError(Exception):

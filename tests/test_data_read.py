@@ -51,9 +51,9 @@ def test_every_broken_line_is_reported(tmp_path: Path) -> None:
     assert [where for where, _ in rows(path, problems)] == [f"{path}:1", f"{path}:6"]
     assert [(p.where, p.what) for p in problems] == [
         (f"{path}:2", "the line is not JSON"),
-        (f"{path}:3", "the line is not a JSON object"),
+        (f"{path}:3", "the row is not a JSON object"),
         (f"{path}:4", "the line is not UTF-8"),
-        (f"{path}:5", "the line is not a JSON object"),
+        (f"{path}:5", "the row is not a JSON object"),
     ]
     assert problems[2].found == "byte 0xff at column 8"
     assert all(problem.mend for problem in problems)
@@ -106,9 +106,10 @@ def test_a_folder_is_read_in_order_with_texts_as_documents(tmp_path: Path) -> No
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "note.md").write_text("# Olá\n")
     (tmp_path / "a.txt").write_text("first")
-    (tmp_path / "z.jsonl").write_text('{"text": "last"}\n')
     (tmp_path / "ignored.png").write_bytes(b"\x00")
-    assert [row["text"] for _, row in rows(tmp_path)] == ["first", "# Olá\n", "last"]
+    assert [row["text"] for _, row in rows(tmp_path)] == ["first", "# Olá\n"]
+    (tmp_path / "z.jsonl").write_text('{"text": "rows"}\n')
+    assert [row["text"] for _, row in rows(tmp_path)] == ["rows"]
 
 
 @pytest.mark.parametrize(
@@ -133,9 +134,9 @@ def test_hub_datasets_are_streamed_and_only_with_permission(
 ) -> None:
     asked: list[tuple[Any, ...]] = []
 
-    def load_dataset(name: str, **settings: Any) -> list[dict[str, Any]]:
-        asked.append((name, settings))
-        return ROWS
+    def load_dataset(*names: str | None, **settings: Any) -> dict[str, list[dict[str, Any]]]:
+        asked.append((names, settings))
+        return {"train": [], "test": ROWS}
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
@@ -145,4 +146,4 @@ def test_hub_datasets_are_streamed_and_only_with_permission(
     assert asked == []
     (chunk,) = read_source(source, hub=True)
     assert chunk.rows == list(enumerate(ROWS, start=1))
-    assert asked == [("someone/chats", {"split": "test", "streaming": True})]
+    assert asked == [(("someone/chats", None), {"streaming": True})]

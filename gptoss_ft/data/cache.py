@@ -33,9 +33,10 @@ from gptoss_ft.data.bad import (
     refused,
     write_bad,
 )
+from gptoss_ft.data.file_types import stem_of
 from gptoss_ft.data.layouts.plan import Reading
 from gptoss_ft.data.options import DataOptions, SourceOptions, cache_folder
-from gptoss_ft.data.read import RowChunk, read_source, source_files
+from gptoss_ft.data.read import Found, RowChunk, find_files, read_source
 from gptoss_ft.data.rows import CONVERSATIONS, RowChunkResult, RowKind, render_chunk
 from gptoss_ft.data.summary import Counts
 from gptoss_ft.errors import DataError, Problem
@@ -117,19 +118,18 @@ def render_source(
         DataError: every bad row, up to `MAX_PROBLEMS`, unless such rows are left out; no row is
             good; nothing is kept.
     """
-    files = source_files(source, hub)
-    fingerprint = _fingerprint(source, files, options, vocabulary, kind)
+    found = find_files(source, hub)
+    fingerprint = _fingerprint(source, found, options, vocabulary, kind)
     folder = cache_folder(options.cache) / "rendered" / f"{fingerprint}-{code_version()}"
-    cached = bool(files) and (folder / INFO).is_file()
+    cached = bool(found.files) and (folder / INFO).is_file()
     if not cached:
-        size = sum(file.stat().st_size for file in files)
+        size = sum(file.stat().st_size for file in found.files)
         job = _Job(source.reading, options, model, kind)
-        chunks = assembled(read_source(source, hub), job.reading)
+        chunks = assembled(read_source(source, hub, found), job.reading)
         results = _rendered(chunks, job, vocabulary, size)
-        _keep(
-            folder, _Task(source.path, files, size, options.on_bad == "drop"), results, kind.schema
-        )
-    return _kept(folder, _places(source.path, files), fingerprint, cached)
+        task = _Task(source.path, found.files, size, options.on_bad == "drop")
+        _keep(folder, task, results, kind.schema)
+    return _kept(folder, _places(source.path, found.files), fingerprint, cached)
 
 
 def _places(path: str, files: Sequence[Path]) -> list[str]:
@@ -285,7 +285,7 @@ def _cpus() -> int:
 
 def _fingerprint(
     source: SourceOptions,
-    files: list[Path],
+    found: Found,
     options: DataOptions,
     vocabulary: Vocabulary,
     kind: RowKind,
@@ -293,8 +293,11 @@ def _fingerprint(
     reading = source.reading
     settings = {
         "kind": kind.name,
-        "files": [sha256_file(file) for file in files] or [source.path, source.split],
-        "suffixes": [file.suffix for file in files],
+        "files": [sha256_file(file) for file in found.files] or [source.path],
+        "types": [file.name.removeprefix(stem_of(file)) for file in found.files],
+        "subset": source.subset,
+        "split": source.split,
+        "notes": found.notes,
         "reading": [reading.format, sorted(reading.columns), sorted(reading.ignore)],
         "render": asdict(options.render),
         "max_length": options.max_length,

@@ -256,6 +256,8 @@ def data_fingerprint(rendered: Sequence[RenderedSource], options: DataOptions) -
         "map",
         "columns",
         "ignore",
+        "subset",
+        "split",
         "sources",
         "validation",
         "validation_path",

@@ -13,7 +13,14 @@ from gptoss_ft.data.layouts.plan import Reading
 from gptoss_ft.errors import Problem
 from gptoss_ft.harmony.options import RenderOptions
 from gptoss_ft.harmony.vocabulary import CONTEXT_TOKENS
-from gptoss_ft.validation import choice_field, dotted, field_problems, number_field, path_field
+from gptoss_ft.validation import (
+    choice_field,
+    dotted,
+    field_problems,
+    number_field,
+    path_field,
+    text_field,
+)
 
 
 @dataclass(kw_only=True)
@@ -59,17 +66,20 @@ class SourceOptions(ReadingOptions):
     """One source of rows.
 
     Attributes:
-        path: a JSONL, JSON, Parquet, CSV, .txt or .md file, a folder of such files, or a dataset's
-            Hub name with `hub=true`.
+        path: a JSONL, JSON, Parquet, Arrow, CSV, Excel, .txt or .md file, a folder of such files,
+            or a dataset's Hub name with `hub=true`.
         weight: how often its rows are seen in an epoch: 0.5 takes every second one, 2 each twice.
-        split: split of a Hub dataset.
+        subset: of a Hub dataset, or of a folder that is a copy of one; empty for its default.
+        split: `NAME`, or `NAME+NAME`, of a Hub dataset, of a folder whose files name their splits,
+            or of the lists in a JSON file; empty for the one to train on.
     """
 
     path: str = path_field()
     weight: float = number_field(
         1.0, above=0, mend="write a number above 0; leave the source out to not use it"
     )
-    split: str = "train"
+    subset: str = text_field()
+    split: str = text_field()
 
     def problems(self, key: str = "") -> list[Problem]:
         """Finds values out of range; `key` is the config prefix, such as `data.sources[0]`."""
@@ -87,6 +97,8 @@ class DataOptions(ReadingOptions):
     Attributes:
         path: one source, read as `format`, `map`, `columns` and `ignore` say; `sources` in its
             place for several.
+        subset: subset of `path`, as in `SourceOptions`.
+        split: split of `path`, as in `SourceOptions`.
         sources: several sources with weights.
         validation: a source that is held out, read as `path` is unless it says more. A split
             without a path is one of `path`.
@@ -121,6 +133,8 @@ class DataOptions(ReadingOptions):
     """
 
     path: str = path_field()
+    subset: str = text_field()
+    split: str = text_field()
     sources: list[SourceOptions] = field(default_factory=list)
     validation: SourceOptions = field(default_factory=SourceOptions)
     validation_path: str | None = path_field(None)
@@ -144,6 +158,8 @@ class DataOptions(ReadingOptions):
         return self.sources or [
             SourceOptions(
                 path=self.path,
+                subset=self.subset,
+                split=self.split,
                 format=self.format,
                 map=self.map,
                 columns=self.columns,
@@ -192,15 +208,17 @@ class DataOptions(ReadingOptions):
         if not self.sources and not self.path:
             mend = "write data.path=FILE.jsonl"
             return [Problem("no data file given", dotted(key, "path"), mend=mend)]
-        said = [name for name in ("format", "map", "columns", "ignore") if getattr(self, name)]
-        if self.sources and said:
-            what, where = (
-                f"this is the {said[0]} of `path`, not of the sources",
-                dotted(key, said[0]),
+        misplaced = [
+            Problem(
+                f"this is the {name} of `path`, not of the sources",
+                dotted(key, name),
+                repr(getattr(self, name)),
+                f"write it beside each source: {{path: FILE, {name}: …}}",
             )
-            mend = f"write it beside each source: {{path: FILE, {said[0]}: …}}"
-            return [Problem(what, where, repr(getattr(self, said[0])), mend)]
-        return [
+            for name in ("format", "map", "columns", "ignore", "subset", "split")
+            if self.sources and getattr(self, name)
+        ]
+        return misplaced or [
             problem
             for index, source in enumerate(self.sources)
             for problem in source.problems(dotted(key, f"sources[{index}]"))

@@ -58,7 +58,6 @@ class HasLength(Protocol):
 Sized = TypeVar("Sized", bound=HasLength)
 Rendered = TypeVar("Rendered")
 
-
 NO_NOTES: Mapping[str, int] = MappingProxyType({})
 
 
@@ -115,6 +114,7 @@ def parse_chunk(
     """Parses the rows of a chunk as the source says and yields the good ones; the others are
     reported.
     """
+    notes = Counter(chunk.notes)
     for number, raw in chunk.rows:
         where, row = f"{chunk.path}:{number}", raw
         try:
@@ -123,7 +123,9 @@ def parse_chunk(
         except DataError as error:
             report(BadRow(where, error.problems, row))
         else:
-            yield ParsedRow(where, read.format, read.example, read.notes, read.columns)
+            said = read.notes + notes if notes else read.notes  # the source's, with its first row
+            yield ParsedRow(where, read.format, read.example, said, read.columns)
+            notes.clear()
 
 
 def read_rows(

@@ -20,7 +20,7 @@ MAY_CHANGE = (
     *("name", "output", "resume", "hub"),
     # where base, adapter and data are; their fingerprints are compared
     *("model.path", "model.tiny", "model.tiny.*", "adapter.init"),
-    *("data.path", "data.format", "data.sources"),
+    *("data.path", "data.format", "data.subset", "data.split", "data.sources"),
     *("data.validation_path", "data.validation.*"),
     # logging and tracking
     *("tracker.*", "trainer.report_to", "trainer.project", "trainer.trackio_*"),

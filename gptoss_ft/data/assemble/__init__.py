@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 from gptoss_ft.data.assemble import batches, trees, turns
 from gptoss_ft.data.assemble.parts import Joined, Part
+from gptoss_ft.data.chunks import CHUNK_ROWS
 from gptoss_ft.data.layouts.plan import Reading
-from gptoss_ft.data.read import CHUNK_ROWS, RowChunk, decode
+from gptoss_ft.data.read import RowChunk, decode
 from gptoss_ft.errors import DataError, Problem
 
 __all__ = ["assembled"]
@@ -75,6 +76,8 @@ def assembled(chunks: Iterable[RowChunk], reading: Reading) -> Iterator[RowChunk
         parts, others = _parts(chunk, kind)
         if others.rows:
             yield others
+        else:
+            left_out.update(chunk.notes)
         if not kind.alone:
             kept.setdefault(kind, []).extend(parts)
             continue
@@ -113,7 +116,7 @@ def _parts(chunk: RowChunk, kind: Kind) -> tuple[list[Part], RowChunk]:
             parts.append(Part(chunk.path, number, row))
         else:
             others.append((number, raw))
-    return parts, RowChunk(chunk.path, others)
+    return parts, RowChunk(chunk.path, others, notes=chunk.notes)
 
 
 def _chunks(joined: Iterable[Joined], left_out: Counter[str], done: int = 0) -> Iterator[RowChunk]:

@@ -7,9 +7,9 @@ with nulls, and so does everything written from it.
 from __future__ import annotations
 
 import json
-import math
 import re
 import shlex
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from gptoss_ft.data.formats.harmless import is_harmless
+from gptoss_ft.data.formats.json_text import load_json
 from gptoss_ft.errors import DataError, Problem
 from gptoss_ft.harmony.messages import EFFORTS, Message, SystemLines, ToolSpec
 from gptoss_ft.validation import close_match
@@ -208,8 +209,8 @@ def decoded(raw: Any) -> Any:
     if not (isinstance(raw, str) and raw.lstrip()[:1] in ("[", "{")):
         return raw
     try:
-        return json.loads(raw)
-    except (ValueError, RecursionError):
+        return load_json(raw)
+    except ValueError:
         return raw
 
 
@@ -285,7 +286,7 @@ def read_weight(raw: Any, key: str, state: RowState) -> float:
         return 1.0
     if isinstance(raw, bool) or not isinstance(raw, int | float):
         state.refuse("the weight is not a number", key, raw, "write a number of at least 0")
-    elif not (math.isfinite(raw) and raw >= 0):
+    elif not 0 <= raw <= sys.float_info.max:  # integers may be larger than any float
         state.refuse("the weight is out of range", key, raw, "write a number of at least 0")
     else:
         return float(raw)
