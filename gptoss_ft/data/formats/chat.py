@@ -26,9 +26,12 @@ from gptoss_ft.data.formats.common import (
     refuse_missing,
 )
 from gptoss_ft.data.formats.dialects import translated
+from gptoss_ft.data.formats.dialects.call_text import may_call
+from gptoss_ft.data.formats.dialects.declared_text import declares
 from gptoss_ft.data.formats.raw_tokens import check_words, may_be_raw
 from gptoss_ft.data.formats.thinking import may_think, split_thinking
-from gptoss_ft.data.formats.tool_calls import read_tool_calls, read_tools, result_of
+from gptoss_ft.data.formats.tool_calls import read_tool_calls, result_of
+from gptoss_ft.data.formats.tool_schemas import read_tools
 from gptoss_ft.data.formats.transcripts import transcript, turns_of
 from gptoss_ft.harmony.messages import ROLES, Conversation, Message
 
@@ -62,7 +65,9 @@ def parse_openai_chat(
     if placed and not state.problems:
         check_turns(placed, state, needs_answer)
     state.check()
-    return Conversation(tuple(item.message for item in placed), tools, effort, state.builtin)
+    return Conversation(
+        tuple(item.message for item in placed), (*tools, *state.declared), effort, state.builtin
+    )
 
 
 def read_messages(raw: Any, key: str, state: RowState, use: Use = "trained") -> list[Placed]:
@@ -107,8 +112,9 @@ def _plain_message(raw: Any, use: Use) -> Message | None:
     if "<" in content and may_be_raw(content):
         return None
     if role != "assistant":
-        return Message(role, content)
-    if not content or may_think(content):
+        odd = role != "user" and declares(content)
+        return None if odd else Message(role, content)
+    if not content or may_think(content) or may_call(content):
         return None
     return Message(role, content, weight=0.0 if use == "history" else 1.0)
 

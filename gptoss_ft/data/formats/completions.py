@@ -22,7 +22,7 @@ from gptoss_ft.data.formats.common import (
 from gptoss_ft.data.formats.ratings import LABEL_MEND, read_label
 from gptoss_ft.data.formats.raw_tokens import check_words
 from gptoss_ft.data.formats.thinking import split_thinking
-from gptoss_ft.data.formats.tool_calls import read_tools
+from gptoss_ft.data.formats.tool_schemas import read_tools
 from gptoss_ft.data.formats.transcripts import split_answer, split_prompt, turns_of
 from gptoss_ft.harmony.messages import Conversation, Feedback, Message
 
@@ -65,7 +65,7 @@ def _prompt_and_completion(
     if not state.problems:
         check_turns([*prompt, *completion], state, needs_answer)
     messages = tuple(item.message for item in prompt)
-    return Conversation(messages, tools, effort, state.builtin), completion
+    return Conversation(messages, (*tools, *state.declared), effort, state.builtin), completion
 
 
 def read_prompt(raw: Any, key: str, state: RowState) -> list[Placed]:

@@ -26,7 +26,7 @@ from gptoss_ft.data.formats.completions import (
 )
 from gptoss_ft.data.formats.dialects.authors import author_of
 from gptoss_ft.data.formats.ratings import tied
-from gptoss_ft.data.formats.tool_calls import read_tools
+from gptoss_ft.data.formats.tool_schemas import read_tools
 from gptoss_ft.data.formats.transcripts import transcript, turns_of
 from gptoss_ft.harmony.messages import Conversation, Message, Preference, ToolSpec
 
@@ -203,5 +203,5 @@ def _preference(
     prompts, wanted, unwanted = (
         tuple(item.message for item in side) for side in (prompt, chosen, rejected)
     )
-    conversation = Conversation(prompts, tools, effort, state.builtin)
+    conversation = Conversation(prompts, (*tools, *state.declared), effort, state.builtin)
     return Preference(conversation, wanted, unwanted)

@@ -16,6 +16,7 @@ from gptoss_ft.data.formats.common import OBJECTS, PlacedItem, RowState
 from gptoss_ft.data.formats.dialects import (
     authors,
     blocks,
+    calls,
     masks,
     media,
     thinking,
@@ -36,6 +37,7 @@ DIALECTS = (
     Dialect(masks.fits, masks.convert),
     Dialect(media.fits, media.convert),
     Dialect(blocks.fits, blocks.convert),
+    Dialect(calls.fits, calls.convert),
     Dialect(thinking.fits, thinking.convert),
 )
 
