@@ -36,9 +36,8 @@ BUILTIN_TYPES = {
     "code_interpreter": "python",
 }
 TOOL_MEND = 'write {"type": "function", "function": {"name": …, "parameters": {…}}}'
-# Where functions stand: columns of a row, and columns that may hold them beside much else.
+# Where functions stand, in a row or on a message.
 COLUMNS = ("tools", "functions")
-BESIDE = ("metadata", "meta", "meta_data", "extra", "extra_info")
 PARAMETER_KEYS = (
     "parameters", "input_schema", "inputSchema", "parametersJsonSchema", "parameters_json_schema",
     "args_schema", "arguments", "args", "inputs", "input", "params", "schema",
@@ -62,8 +61,8 @@ NAMESPACES = frozenset(("functions", *BUILTIN_TOOLS))
 def read_tools(
     row: Mapping[str, Any], state: RowState, *, key: str = "tools"
 ) -> tuple[ToolSpec, ...]:
-    """Reads the functions of `tools`, or of `functions`, or of the row's metadata; the builtin
-    tools among them and those of `builtin_tools` go into the state.
+    """Reads the functions of `tools`, or of `functions`; the builtin tools among them and those of
+    `builtin_tools` go into the state.
 
     Args:
         row: the object that holds `tools` and `builtin_tools`.
@@ -76,26 +75,7 @@ def read_tools(
         mend = "keep one of them"
         state.refuse("`tools` and `functions` are both given and differ", "functions", mend=mend)
     name, raw = next(iter(given.items()), (key, None))
-    if raw is None:
-        raw = tools_beside(row)
-        if raw is not None:
-            state.note("tools taken from the row's metadata")
     return declare(raw, key if name == "tools" else name, state)
-
-
-def tools_beside(row: Mapping[str, Any]) -> Any:
-    """Returns the tools in a column of metadata; None if there are none."""
-    for column in BESIDE:
-        raw = row.get(column)
-        if isinstance(raw, str) and '"tools"' not in raw and '"functions"' not in raw:
-            continue
-        held = decoded(raw)
-        if isinstance(held, OBJECTS):
-            for name in COLUMNS:
-                tools = decoded(held.get(name))
-                if isinstance(tools, list | Mapping) and tools:
-                    return tools
-    return None
 
 
 def declare(raw: Any, key: str, state: RowState) -> tuple[ToolSpec, ...]:

@@ -32,7 +32,7 @@ from gptoss_ft.data.formats.dialects.call_text import (
     may_call,
     pythonic,
 )
-from gptoss_ft.data.formats.dialects.declared_text import declares, without_declarations
+from gptoss_ft.data.formats.dialects.declared_text import TEXT_NOTE, declares, without_declarations
 from gptoss_ft.data.formats.harmless import is_harmless
 from gptoss_ft.data.formats.loose_json import values
 from gptoss_ft.data.formats.tool_names import plain_name
@@ -146,7 +146,7 @@ class _Reader:
             tools, rest = without_declarations(content)
             if tools:
                 self.state.declared += declare(tools, place, self.state)
-                self.state.note("tools declared in a system text: declared to the model as well")
+                self.state.note(TEXT_NOTE)
                 return {**item, "content": rest}
         return item
 
