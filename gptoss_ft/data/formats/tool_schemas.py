@@ -80,14 +80,20 @@ def read_tools(
 
 def declare(raw: Any, key: str, state: RowState) -> tuple[ToolSpec, ...]:
     """Reads functions in any layout; the state remembers them for the calls."""
-    found = [_tool(one, place, state) for place, one in _functions(raw, key, state)]
-    tools = tuple(tool for tool in found if tool is not None)
-    for tool in tools:
+    tools, written = [], {}
+    for place, one in _functions(raw, key, state):
+        tool = _tool(one, place, state)
+        if tool is None:
+            continue
         if tool.name in state.builtin:
             what = f"`{tool.name}` is a function and a builtin tool at once"
             state.refuse(what, key, mend="rename the function, or drop the builtin tool")
+        if written.setdefault(tool.name, one["name"]) != one["name"]:
+            what, mend = f"two tools would be called `{tool.name}`", "give each a name of its own"
+            state.refuse(what, f"{place}.name", one["name"], mend)
         state.functions[tool.name] = tool.parameters
-    return tools
+        tools.append(tool)
+    return tuple(tools)
 
 
 def _read_builtin(row: Mapping[str, Any], state: RowState) -> None:
@@ -129,11 +135,11 @@ def _functions(raw: Any, key: str, state: RowState) -> Found:
         if is_empty(raw):
             return []
     if isinstance(raw, list):
-        return [
-            found
-            for i, one in enumerate(raw)
-            for found in _functions(one if one else "?", f"{key}[{i}]", state)
-        ]
+        places = [(f"{key}[{i}]", one) for i, one in enumerate(raw)]
+        for place, one in places:
+            if is_empty(one):
+                state.refuse("not a function tool", place, one, TOOL_MEND)
+        return [found for place, one in places for found in _functions(one, place, state)]
     if isinstance(raw, OBJECTS):
         return _of_object(raw, key, state)
     what = "not a function tool" if key.endswith("]") else f"`{key}` is not a list"
@@ -190,9 +196,6 @@ def _tool(function: Mapping[str, Any], key: str, state: RowState) -> ToolSpec | 
         return None
     check_text(description, f"{key}.description", state)
     _check_function_keys(function, key, state)
-    if name is not None and name != function["name"] and name in state.functions:
-        mend = "give each tool a name of its own"
-        state.refuse(f"two tools would be called `{name}`", f"{key}.name", function["name"], mend)
     parameters = _parameters(function, key, state)
     return None if name is None else ToolSpec(name, description, parameters)
 
