@@ -87,7 +87,11 @@ LAYOUTS: dict[str, Any] = {
         }
     ],
     "required beside": [
-        ABOUT | {"parameters": {k: v for k, v in SCHEMA.items() if k != "required"}, "required": ["port"]}
+        ABOUT
+        | {
+            "parameters": {k: v for k, v in SCHEMA.items() if k != "required"},
+            "required": ["port"],
+        }
     ],
     "no type": [ABOUT | {"parameters": {k: v for k, v in SCHEMA.items() if k != "type"}}],
 }  # fmt: skip
@@ -167,22 +171,27 @@ def test_an_unknown_type_is_declared_as_any_and_noted() -> None:
     }
 
 
+OBJECT = {"type": "object"}
+REFERENCE = {"$ref": "#/$defs/A"}
+PROPER_PROPERTIES: list[dict[str, Any]] = [
+    {},
+    {"type": {"type": "string"}, "items": {"type": "string"}},
+    {"properties": OBJECT, "required": {"type": "boolean"}},
+    {"a": {"enum": [1, None]}, "b": {}, "c": True},
+    {"a": {"type": "object", "default": {"type": "dict"}}},
+    {"a": {"type": ["string", "null"], "default": None}},
+    {"a": {"anyOf": [{"type": "string"}, {"type": "null"}]}},
+    {"a": {"items": {"type": "string"}}},
+]
 PROPER: list[dict[str, Any]] = [
     {},
-    {"type": "object"},
-    {"type": "object", "properties": {}},
-    {"type": "object", "properties": {"type": {"type": "string"}, "items": {"type": "string"}}},
-    {"type": "object", "properties": {"properties": {"type": "object"}, "required": {"type": "boolean"}}},
-    {"type": "object", "properties": {"a": {"enum": [1, None]}, "b": {}, "c": True}},
-    {"type": "object", "properties": {"a": {"type": "object", "default": {"type": "dict"}}}},
-    {"type": "object", "properties": {"a": {"type": ["string", "null"], "default": None}}},
-    {"type": "object", "properties": {"a": {"anyOf": [{"type": "string"}, {"type": "null"}]}}},
-    {"type": "object", "properties": {"a": {"$ref": "#/$defs/A"}}, "$defs": {"A": {"type": "object"}}},
-    {"type": "object", "properties": {"a": {"items": {"type": "string"}}}, "additionalProperties": False},
+    OBJECT,
+    *({"type": "object", "properties": properties} for properties in PROPER_PROPERTIES),
+    {"type": "object", "properties": {"a": REFERENCE}, "$defs": {"A": OBJECT}},
     {"type": "object", "additionalProperties": {"type": "string"}, "description": "Free."},
-    {"$ref": "#/$defs/A", "$defs": {"A": {"type": "object"}}},
-    {"anyOf": [{"type": "object"}, {"type": "null"}]},
-]  # fmt: skip
+    {**REFERENCE, "$defs": {"A": OBJECT}},
+    {"anyOf": [OBJECT, {"type": "null"}]},
+]
 
 
 @pytest.mark.parametrize("schema", PROPER)

@@ -176,9 +176,9 @@ def _compare(tool: str, value: Any, state: RowState) -> None:
         state.note(UNKNOWN_NOTE)
 
 
-def _required(schema: Mapping[str, Any] | None) -> list[Any]:
+def _required(schema: Mapping[str, Any] | None) -> list[str]:
     names = None if schema is None else schema.get("required")
-    return names if isinstance(names, list) else []
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
 def _code(raw: Any, key: str, state: RowState) -> str | None:

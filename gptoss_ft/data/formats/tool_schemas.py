@@ -80,7 +80,8 @@ def read_tools(
 
 def declare(raw: Any, key: str, state: RowState) -> tuple[ToolSpec, ...]:
     """Reads functions in any layout; the state remembers them for the calls."""
-    tools, written = [], {}
+    tools: list[ToolSpec] = []
+    written: dict[str, Any] = {}
     for place, one in _functions(raw, key, state):
         tool = _tool(one, place, state)
         if tool is None:

@@ -286,8 +286,8 @@ def _union(shapes: list[dict[str, Any]]) -> dict[str, Any]:
     """Writes types of which any may be given."""
     if {} in shapes:
         return {}
-    kinds = list(dict.fromkeys(shape.get("type", "") for shape in shapes))
     if all(shape.keys() == {"type"} and isinstance(shape["type"], str) for shape in shapes):
+        kinds = list(dict.fromkeys(shape["type"] for shape in shapes))
         return {"type": kinds[0] if len(kinds) == 1 else kinds}
     return {"oneOf": shapes}
 

@@ -158,6 +158,8 @@ class _Reader:
             if not is_empty(item.get(key)):
                 item = self._moved(place, item, key)
         content = item.get("content")
+        if self.broken and is_empty(content) and is_empty(item.get("tool_calls")):
+            return  # its call is refused already
         from_text = False
         if is_empty(item.get("tool_calls")) and isinstance(content, str) and may_call(content):
             said = self._from_text(place, item, content)
