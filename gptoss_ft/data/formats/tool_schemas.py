@@ -228,10 +228,12 @@ def _parameters(function: Mapping[str, Any], key: str, state: RowState) -> Mappi
         return _checked(listed, key, state)
     # Pydantic writes `"default": null` and means it; any other null was filled in by Arrow, and
     # then so were the defaults.
-    schema = without_nulls(raw) if not is_regular(raw) and _has_filled_nulls(raw) else raw
+    regular = is_regular(raw)
+    schema = without_nulls(raw) if not regular and _has_filled_nulls(raw) else raw
     if raw and not schema:
         return None
-    return _checked(object_schema(schema, function.get("required"), state), key, state)
+    required = function.get("required")
+    return _checked(object_schema(schema, required, state, regular=regular), key, state)
 
 
 def _checked(schema: Mapping[str, Any], key: str, state: RowState) -> Mapping[str, Any]:

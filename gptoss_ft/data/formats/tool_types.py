@@ -71,10 +71,13 @@ def is_regular(schema: Any) -> bool:
             odd = properties is not None
         if odd or isinstance(schema.get("required"), bool) or not _are_schemas(properties):
             return False
-        return all(
-            name in ("default", "const") if value is None else is_regular(value)
-            for name, value in schema.items()
-        )
+        for name, value in schema.items():
+            if value is None:
+                if name not in ("default", "const"):
+                    return False
+            elif not isinstance(value, str) and not is_regular(value):
+                return False
+        return True
     return not isinstance(schema, list) or all(map(is_regular, schema))
 
 
@@ -84,20 +87,21 @@ def _are_schemas(properties: Any) -> bool:
     return not any(isinstance(value, str) for value in properties.values())
 
 
-def object_schema(raw: Any, required: Any, state: RowState) -> Any:
+def object_schema(raw: Any, required: Any, state: RowState, *, regular: bool = False) -> Any:
     """Rewrites the parameters of a function, nested, flat or listed, as the schema of an object.
 
     Args:
         raw: the parameters.
         required: names of the required ones, where they stand beside the parameters.
         state: of the row, for its notes.
+        regular: whether `is_regular` says so already.
     """
     if isinstance(raw, list):
         raw = {"type": "object", "properties": _by_name(raw)}
     flat = _flat(raw) if isinstance(raw, OBJECTS) else None
     if flat is not None:
         raw = _of_flat(raw, flat, state)
-    elif not is_regular(raw):
+    elif not (regular or is_regular(raw)):
         raw = _schema(raw, state)
     names = required if isinstance(required, list) else []
     if names and isinstance(raw, OBJECTS) and "properties" in raw and not raw.get("required"):

@@ -78,10 +78,12 @@ def may_call(text: str) -> bool:
     """Returns whether a text may hold calls; cheap, and yes a little too often."""
     if "<" in text and _MARK.search(text):
         return True
-    start = text.lstrip()[:1]
-    if start == "[":
-        return ")" in text or '"name"' in text or "[TOOL_CALLS]" in text
-    return (start == "{" and '"name"' in text) or "[TOOL_CALLS]" in text
+    if "[TOOL_CALLS]" in text:
+        return True
+    start = text[:1] if text[:1] not in " \n\t" else text.lstrip()[:1]
+    return (start == "[" and (")" in text or '"name"' in text)) or (
+        start == "{" and '"name"' in text
+    )
 
 
 def find_calls(text: str, state: RowState) -> TextCalls | None:
