@@ -59,7 +59,7 @@ LAYOUTS: dict[str, Any] = {
     "python": str([NESTED]),
     "schema as text": [ABOUT | {"parameters": json.dumps(SCHEMA)}],
     "anthropic": [ABOUT | {"input_schema": SCHEMA, "cache_control": {"type": "ephemeral"}}],
-    "mcp": [ABOUT | {"inputSchema": SCHEMA, "title": "Tide"}],
+    "mcp": [ABOUT | {"inputSchema": SCHEMA}],
     "bedrock": {"tools": [{"toolSpec": ABOUT | {"inputSchema": {"json": SCHEMA}}}]},
     "gemini": [{"functionDeclarations": [ABOUT | {"parameters": UPPER}]}],
     "gemini rest": [{"function_declarations": [ABOUT | {"parameters": UPPER}]}],
@@ -334,7 +334,7 @@ def test_names_with_blanks_get_underscores_with_a_note() -> None:
 
 
 def test_what_harmony_cannot_declare_is_noted() -> None:
-    _, notes = specs(tools=[BARE | {"returns": {"type": "string"}, "strict": True, "id": "7"}])
+    _, notes = specs(tools=[BARE | {"returns": {"type": "string"}, "strict": True}])
     assert dict(notes) == {"key `returns` of tools not read: Harmony declares parameters only": 1}
 
 

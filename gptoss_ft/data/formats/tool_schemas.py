@@ -20,7 +20,6 @@ from gptoss_ft.data.formats.common import (
     template_settings,
     without_nulls,
 )
-from gptoss_ft.data.formats.harmless import is_harmless
 from gptoss_ft.data.formats.loose_json import dumped, values
 from gptoss_ft.data.formats.tool_names import function_name, plain_name
 from gptoss_ft.data.formats.tool_types import is_regular, object_schema
@@ -45,9 +44,6 @@ PARAMETER_KEYS = (
 PARAMETERS = frozenset(PARAMETER_KEYS)
 # ToolBench lists required and optional parameters apart.
 SPLIT_KEYS = (("required_parameters", True), ("optional_parameters", False))
-READ_KEYS = frozenset(
-    ("name", "description", "type", "required", *PARAMETER_KEYS, *(key for key, _ in SPLIT_KEYS))
-)
 # Settings of the API, of no meaning to the model.
 API_KEYS = frozenset(
     ("strict", "cache_control", "cachePoint", "defer_loading", "title", "function")
@@ -152,6 +148,7 @@ def _of_object(raw: Mapping[str, Any], key: str, state: RowState) -> Found:
     kind, name = raw.get("type"), raw.get("name")
     for inner in ("function", "toolSpec"):
         if isinstance(raw.get(inner), OBJECTS):
+            _check_keys(raw, ("type", inner), key, state)
             return [(f"{key}.{inner}", raw[inner])]
     if isinstance(kind, str) and kind in BUILTIN_TYPES and raw.get("parameters") is None:
         _declare_builtin(BUILTIN_TYPES[kind], state)
@@ -196,26 +193,34 @@ def _tool(function: Mapping[str, Any], key: str, state: RowState) -> ToolSpec | 
         state.refuse("the description is not a text", where, description, "write a string")
         return None
     check_text(description, f"{key}.description", state)
-    _check_function_keys(function, key, state)
+    keys = ("name", "description", "parameters", "type", *_parameter_keys(function))
+    keys += ("required",) if isinstance(function.get("required"), list) else ()
+    _check_keys(function, keys, key, state)
     parameters = _parameters(function, key, state)
     return None if name is None else ToolSpec(name, description, parameters)
 
 
-def _check_function_keys(function: Mapping[str, Any], key: str, state: RowState) -> None:
+def _check_keys(raw: Mapping[str, Any], read: tuple[str, ...], key: str, state: RowState) -> None:
     """Notes what Harmony cannot declare, such as results; refuses a misspelt key."""
-    for name, value in function.items():
-        if name in READ_KEYS or name in API_KEYS or is_empty(value) or is_harmless(str(name)):
+    for name, value in raw.items():
+        if name in read or name in API_KEYS or is_empty(value):
             continue
         near = nearest(str(name), ("parameters", "description"), 0.8)
-        if near and function.get(near) is None:
+        if near and near in read and raw.get(near) is None:
             state.refuse("unknown key of a tool", f"{key}.{name}", value, f"did you mean `{near}`?")
         else:
             state.note(f"key `{name}` of tools not read: Harmony declares parameters only")
 
 
-def _parameters(function: Mapping[str, Any], key: str, state: RowState) -> Mapping[str, Any] | None:
+def _parameter_keys(function: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the key under which the parameters stand, or the two that share them."""
     name = next((one for one in PARAMETER_KEYS if function.get(one) not in (None, "", [])), None)
-    if name is None:
+    return tuple(one for one, _ in SPLIT_KEYS) if name is None else (name,)
+
+
+def _parameters(function: Mapping[str, Any], key: str, state: RowState) -> Mapping[str, Any] | None:
+    name, *others = _parameter_keys(function)
+    if others:
         return _split_parameters(function, state)
     raw, key = decoded(function[name]), f"{key}.{name}"
     if isinstance(raw, OBJECTS) and raw.keys() == {"json"}:  # Bedrock's
