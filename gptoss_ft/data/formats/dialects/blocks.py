@@ -42,7 +42,9 @@ def _is_part(block: Any) -> bool:
     """Returns whether it says what kind of part it is, or holds its text or result."""
     return isinstance(block, OBJECTS) and (
         (isinstance(block.get("type"), str) and block["type"] != "function")
-        or any(key in block for key in ("text", "toolResult", "functionResponse", "function_response"))
+        or any(
+            key in block for key in ("text", "toolResult", "functionResponse", "function_response")
+        )
     )
 
 
