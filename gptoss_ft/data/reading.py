@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from gptoss_ft.data.assemble.parts import AssembledRow
 from gptoss_ft.data.formats import PARSERS
 from gptoss_ft.data.formats.common import RowState
+from gptoss_ft.data.formats.dialects.declared_text import with_tools
 from gptoss_ft.data.formats.media import check_media
 from gptoss_ft.data.layouts.beside import with_beside
 from gptoss_ft.data.layouts.plan import Reading
@@ -59,6 +60,7 @@ def read_row(
     name, canonical, lines = canonical_row(row, reading, state)
     if not name:
         state.check()
+    canonical = with_tools(canonical, row, state)
     example = PARSERS[name](canonical, state, needs_answer=needs_answer)
     if "system" in canonical or "thinking" in canonical:
         example = with_beside(example, canonical.get("system"), canonical.get("thinking"), state)

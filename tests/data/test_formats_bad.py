@@ -113,7 +113,7 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ),
     (
         "openai_preference",
-        openai_pair(input={"messages": [USER], "tools": [{}]}),
+        openai_pair(input={"messages": [USER], "tools": [{"type": "mcp"}]}),
         "input.tools[0]",
         "not a function tool",
     ),
@@ -381,7 +381,7 @@ def test_all_problems_of_a_row_are_reported() -> None:
         "prompt": [PICTURE],
         "chosen": [{"role": "bot"}],
         "rejected": "",
-        "tools": {},
+        "tools": 3,
         "reasoning_effort": "max",
     }
     assert [where for _, where, _ in problems(row)] == [

@@ -28,14 +28,12 @@ from gptoss_ft.data.formats.common import (
     shell_list,
 )
 from gptoss_ft.data.formats.dialects import translated
+from gptoss_ft.data.formats.dialects.call_text import may_call
+from gptoss_ft.data.formats.dialects.declared_text import declares
 from gptoss_ft.data.formats.raw_tokens import check_words, may_be_raw
 from gptoss_ft.data.formats.thinking import may_think, split_thinking
-from gptoss_ft.data.formats.tool_calls import (
-    check_arguments,
-    read_tool_calls,
-    read_tools,
-    result_of,
-)
+from gptoss_ft.data.formats.tool_calls import check_arguments, read_tool_calls, result_of
+from gptoss_ft.data.formats.tool_schemas import read_tools
 from gptoss_ft.data.formats.transcripts import transcript, turns_of
 from gptoss_ft.harmony.messages import BUILTIN_TOOLS, ROLES, Conversation, Message, ToolSpec
 
@@ -81,7 +79,7 @@ def assembled(
     Raises:
         DataError: with every problem of the row so far, or because both say different things.
     """
-    found = state.found
+    found, tools = state.found, (*tools, *state.declared)
     if tools and found.functions_elsewhere:
         mend = f"keep one of them, or say {shell_list('data.ignore', ['tools'])}"
         state.refuse("the row gives its tools twice", "tools", mend=mend)
@@ -147,8 +145,9 @@ def _plain_message(raw: Any, use: Use) -> Message | None:
     if "<" in content and may_be_raw(content):
         return None
     if role != "assistant":
-        return Message(role, content)
-    if not content or may_think(content):
+        odd = role != "user" and declares(content)
+        return None if odd else Message(role, content)
+    if not content or may_think(content) or may_call(content):
         return None
     return Message(role, content, weight=0.0 if use == "history" else 1.0)
 

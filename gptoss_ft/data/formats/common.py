@@ -100,7 +100,8 @@ class RowState:
         ignore: columns and keys of messages that the user says carry nothing to train.
         names: what the file calls a column, where the format calls it otherwise.
         said_format: whether the user says which format the rows are in.
-        functions: names of the function tools that the row declares.
+        functions: the function tools that the row declares, by name: their parameters.
+        declared: those of them that stand among the messages, not in `tools`.
         builtin: the builtin tools that it declares.
         calls: of the calls seen so far, by id: the name, and whether the tool is builtin.
         called: the same by name.
@@ -114,7 +115,8 @@ class RowState:
     names: dict[str, str] = field(default_factory=dict)
     said_format: bool = False
     problems: list[Problem] = field(default_factory=list)
-    functions: set[str] = field(default_factory=set)
+    functions: dict[str, Mapping[str, Any] | None] = field(default_factory=dict)
+    declared: list[ToolSpec] = field(default_factory=list)
     builtin: tuple[str, ...] = ()
     calls: dict[str, tuple[str, bool]] = field(default_factory=dict)
     called: dict[str, bool] = field(default_factory=dict)

@@ -23,7 +23,7 @@ from gptoss_ft.data.formats.common import (
 from gptoss_ft.data.formats.ratings import LABEL_MEND, read_label
 from gptoss_ft.data.formats.raw_tokens import check_words
 from gptoss_ft.data.formats.thinking import split_thinking
-from gptoss_ft.data.formats.tool_calls import read_tools
+from gptoss_ft.data.formats.tool_schemas import read_tools
 from gptoss_ft.data.formats.transcripts import split_answer, split_prompt, turns_of
 from gptoss_ft.harmony.messages import Conversation, Feedback, Message
 

@@ -26,7 +26,7 @@ from gptoss_ft.data.formats.completions import (
 )
 from gptoss_ft.data.formats.dialects.authors import author_of
 from gptoss_ft.data.formats.ratings import tied
-from gptoss_ft.data.formats.tool_calls import read_tools
+from gptoss_ft.data.formats.tool_schemas import read_tools
 from gptoss_ft.data.formats.transcripts import transcript, turns_of
 from gptoss_ft.harmony.messages import Message, Preference, ToolSpec
 

@@ -23,7 +23,8 @@ from gptoss_ft.data.formats.common import (
 )
 from gptoss_ft.data.formats.raw_tokens import check_words
 from gptoss_ft.data.formats.thinking import split_thinking
-from gptoss_ft.data.formats.tool_calls import make_call, read_id, read_tools, result_of
+from gptoss_ft.data.formats.tool_calls import make_call, read_id, result_of
+from gptoss_ft.data.formats.tool_schemas import read_tools
 from gptoss_ft.harmony.messages import Conversation, Message
 
 ROLES = ("system", "developer", "user", "assistant")
@@ -161,7 +162,7 @@ def parse_responses(
 ) -> Conversation:
     """Reads one row of Responses items; see `parse_openai_chat` for arguments and errors."""
     effort = read_effort(row, state)
-    tools = read_tools(row, state, flat=True)
+    tools = read_tools(row, state)
     reader = _ResponsesReader(state)
     if row.get("items") is None and row.get("input") is None:
         refuse_missing(row, "items", state, 'write {"items": [...]} or {"input": [...]}')
@@ -171,7 +172,7 @@ def parse_responses(
         check_turns(reader.placed, state, needs_answer)
     state.check()
     messages = tuple(item.message for item in reader.placed)
-    return Conversation(messages, tools, effort, state.builtin)
+    return Conversation(messages, (*tools, *state.declared), effort, state.builtin)
 
 
 def _read_items(raw: Any, key: str, reader: _ResponsesReader) -> None:

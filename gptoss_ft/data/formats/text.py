@@ -10,7 +10,7 @@ from typing import Any
 
 from gptoss_ft.data.formats.chat import check_turns, read_messages
 from gptoss_ft.data.formats.common import RowState, read_effort, read_text, refuse_missing
-from gptoss_ft.data.formats.tool_calls import read_tools
+from gptoss_ft.data.formats.tool_schemas import read_tools
 from gptoss_ft.data.formats.transcripts import Transcript, transcript
 from gptoss_ft.harmony.messages import Conversation, Document, HarmonyText
 
@@ -58,7 +58,8 @@ def _conversation(
     if placed and not state.problems:
         check_turns(placed, state, needs_answer)
     state.check()
-    return Conversation(tuple(item.message for item in placed), tools, effort, state.builtin)
+    messages = tuple(item.message for item in placed)
+    return Conversation(messages, (*tools, *state.declared), effort, state.builtin)
 
 
 def parse_harmony(

@@ -1,159 +1,36 @@
-"""Tools that a row declares, calls of them, and which call a result answers."""
+"""Calls of tools, and which call a result answers."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gptoss_ft.data.formats.common import (
-    OBJECTS,
     RowState,
+    check_keys,
     check_text,
     decoded,
     listed,
-    template_settings,
     without_nulls,
 )
-from gptoss_ft.harmony.messages import BUILTIN_TOOLS, ToolCall, ToolSpec
+from gptoss_ft.data.formats.loose_json import dumped, json_value
+from gptoss_ft.data.formats.tool_names import function_name
+from gptoss_ft.harmony.messages import ToolCall
 
 # The recipients that a builtin tool answers to.
 RECIPIENTS = {
     "browser": ("browser.search", "browser.open", "browser.find"),
     "python": ("python",),
 }
-# What the same two tools are called among the tools of the Responses API and of gpt-oss servers.
-BUILTIN_TYPES = {
-    "browser": "browser",
-    "browser_search": "browser",
-    "web_search": "browser",
-    "web_search_preview": "browser",
-    "python": "python",
-    "code_interpreter": "python",
-}
-TOOL_MEND = 'write {"type": "function", "function": {"name": …, "parameters": {…}}}'
-FLAT_TOOL_MEND = 'write {"type": "function", "name": …, "parameters": {…}}'
+CALL_KEYS = frozenset(("id", "type", "index", "function"))
+FUNCTION_KEYS = frozenset(("name", "arguments"))
+UNDECLARED_NOTE = "calls of tools that the row does not declare"
+MISSING_NOTE = "calls without arguments that their tool requires"
+UNKNOWN_NOTE = "calls with arguments that their tool does not declare"
+TWICE_NOTE = "arguments of calls encoded twice: one encoding taken off"
+NO_OBJECT_NOTE = "arguments of calls that are JSON, but no object: trained as they stand"
+EMPTY_NOTE = "calls without arguments: written with `{}`"
 CALL_MEND = 'write [{"id": …, "type": "function", "function": {"name": …, "arguments": {…}}}]'
-
-
-# Made once: `json.dumps` builds an encoder for every call.
-COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-
-
-def read_tools(
-    row: Mapping[str, Any], state: RowState, *, flat: bool = False, key: str = "tools"
-) -> tuple[ToolSpec, ...]:
-    """Reads the functions of `tools`; its builtin tools and those of `builtin_tools` go into the
-    state.
-
-    Args:
-        row: the object that holds `tools` and `builtin_tools`.
-        state: of the row.
-        flat: whether a function may stand without the `function` object around it.
-        key: where `tools` stands, for problems.
-    """
-    _read_builtin(row, state)
-    if row.get("functions") is not None:
-        state.refuse("`functions` is the old form of `tools`", "functions", mend=TOOL_MEND)
-    raw = decoded(row.get("tools"))
-    if raw is None:
-        return ()
-    if not isinstance(raw, list):
-        state.refuse("`tools` is not a list", key, raw, FLAT_TOOL_MEND if flat else TOOL_MEND)
-        return ()
-    tools = [_tool(tool, f"{key}[{i}]", state, flat) for i, tool in enumerate(raw)]
-    for tool in tools:
-        if tool is not None and tool.name in state.builtin:
-            what = f"`{tool.name}` is a function and a builtin tool at once"
-            state.refuse(what, key, mend="rename the function, or drop the builtin tool")
-    read = tuple(tool for tool in tools if tool is not None)
-    state.functions.update(tool.name for tool in read)
-    return read
-
-
-def _read_builtin(row: Mapping[str, Any], state: RowState) -> None:
-    raw, key = row.get("builtin_tools"), "builtin_tools"
-    if raw is None:
-        raw = template_settings(row).get("builtin_tools")
-        key = "chat_template_kwargs.builtin_tools"
-    raw = decoded(raw)
-    mend = f"write a list of {' and '.join(BUILTIN_TOOLS)}"
-    if raw is None:
-        return
-    if not isinstance(raw, list):
-        state.refuse("`builtin_tools` is not a list", key, raw, mend)
-        return
-    for i, name in enumerate(raw):
-        if name in BUILTIN_TOOLS:
-            _declare(name, state)
-        else:
-            state.refuse("unknown builtin tool", f"{key}[{i}]", name, mend)
-
-
-def _declare(name: str, state: RowState) -> None:
-    state.builtin = tuple(tool for tool in BUILTIN_TOOLS if tool in (*state.builtin, name))
-
-
-def _tool(raw: Any, key: str, state: RowState, flat: bool) -> ToolSpec | None:
-    function = raw.get("function") if isinstance(raw, Mapping) else None
-    inner = f"{key}.function"
-    if function is None and isinstance(raw, Mapping):
-        kind = raw.get("type")
-        if isinstance(kind, str) and kind in BUILTIN_TYPES:
-            _declare(BUILTIN_TYPES[kind], state)
-            return None
-        if flat and kind in (None, "function"):
-            function, inner = raw, key
-    if not isinstance(function, Mapping):
-        mend = FLAT_TOOL_MEND if flat else TOOL_MEND
-        state.refuse("not a function tool", key, raw, mend)
-        return None
-    name = _function_name(function.get("name"), f"{inner}.name", "the tool", state)
-    description = function.get("description") or ""
-    if not isinstance(description, str):
-        where = f"{inner}.description"
-        state.refuse("the description is not a text", where, description, "write a string")
-        return None
-    check_text(description, f"{inner}.description", state)
-    parameters = _parameters(function.get("parameters"), f"{inner}.parameters", state)
-    return None if name is None else ToolSpec(name, description, parameters)
-
-
-def _parameters(raw: Any, key: str, state: RowState) -> Mapping[str, Any] | None:
-    if raw is None:
-        return None
-    raw = decoded(raw)
-    if not isinstance(raw, Mapping):
-        state.refuse("the parameters are not a JSON schema", key, raw, "write an object")
-        return None
-    # Pydantic writes `"default": null` and means it; any other null was filled in by Arrow, and
-    # then so were the defaults.
-    schema = without_nulls(raw) if _has_filled_nulls(raw) else raw
-    if raw and not schema:
-        return None
-    text = _dumped(schema)
-    if text is None:
-        state.refuse("the parameters are not JSON", key, raw, "write a JSON schema")
-    else:
-        check_text(text, key, state)
-    return schema
-
-
-def _has_filled_nulls(schema: Any) -> bool:
-    if isinstance(schema, OBJECTS):
-        return any(
-            name not in ("default", "const") if value is None else _has_filled_nulls(value)
-            for name, value in schema.items()
-        )
-    return isinstance(schema, list) and any(_has_filled_nulls(item) for item in schema)
-
-
-def _dumped(value: Any) -> str | None:
-    """Dumps compact JSON, the way the model itself writes it; None for what JSON cannot hold."""
-    try:
-        return COMPACT.encode(value)
-    except (TypeError, ValueError, RecursionError):
-        return None
 
 
 def read_tool_calls(raw: Any, key: str, strict: bool, state: RowState) -> tuple[ToolCall, ...]:
@@ -174,6 +51,9 @@ def _tool_call(raw: Any, key: str, strict: bool, state: RowState) -> ToolCall | 
     if not isinstance(function, Mapping):
         state.refuse("a tool call without `function`", key, raw, CALL_MEND)
         return None
+    if not (raw.keys() <= CALL_KEYS and function.keys() <= FUNCTION_KEYS):
+        check_keys(raw, CALL_KEYS, key, state)
+        check_keys(function, FUNCTION_KEYS, f"{key}.function", state)
     call_id = read_id(raw.get("id"), f"{key}.id", state)
     return make_call(function, call_id, f"{key}.function", strict, state)
 
@@ -201,9 +81,12 @@ def make_call(
         state: of the row.
     """
     recipient = _recipient(function.get("name"), f"{key}.name", state)
-    python = recipient == ("python", True)
-    read = _code if python else _arguments
-    arguments = read(function.get("arguments"), f"{key}.arguments", strict, state)
+    given, where = function.get("arguments"), f"{key}.arguments"
+    if recipient == ("python", True):
+        arguments = _code(given, where, state)
+    else:
+        tool = recipient[0] if recipient and not recipient[1] else ""
+        arguments = _arguments(given, tool, where, strict, state)
     if call_id:
         # Kept even when the call is broken, so that its result is not reported as well.
         state.calls[call_id] = recipient or ("", False)
@@ -216,7 +99,7 @@ def make_call(
 
 def _recipient(raw: Any, key: str, state: RowState) -> tuple[str, bool] | None:
     """Reads the name of the tool that is called, and whether it is a builtin one."""
-    name = _function_name(raw, key, "the call", state)
+    name = function_name(raw, key, "the call", state)
     if name is None or name != raw or name in state.functions:
         return None if name is None else (name, False)
     family = name.split(".")[0]
@@ -233,39 +116,34 @@ def _recipient(raw: Any, key: str, state: RowState) -> tuple[str, bool] | None:
     return name, False
 
 
-def _function_name(raw: Any, key: str, owner: str, state: RowState) -> str | None:
-    """Reads a name that can stand in a Harmony header: one word, nothing that ends the header."""
-    name = raw.removeprefix("functions.") if isinstance(raw, str) else raw
-    if name is None or name == "":
-        state.refuse(f"{owner} has no name", key, mend="write the name of the function")
-    elif not isinstance(name, str) or not _is_word(name):
-        state.refuse("not a function name", key, raw, "use letters, digits, `_`, `-` and `.`")
-    else:
-        return name
-    return None
-
-
-def _is_word(name: str) -> bool:
-    return not any(c.isspace() or c in "<>|" or "\ud800" <= c <= "\udfff" for c in name)
-
-
-def _arguments(raw: Any, key: str, strict: bool, state: RowState) -> str | None:
+def _arguments(raw: Any, tool: str, key: str, strict: bool, state: RowState) -> str | None:
     """Reads JSON text as given; an object is written compactly, its null arguments left out."""
+    if raw in (None, "") and tool in state.functions and not _required(state.functions[tool]):
+        state.note(EMPTY_NOTE)
+        return "{}"
     if isinstance(raw, Mapping):
-        text = _dumped(without_nulls(raw))
+        value: Any = without_nulls(raw)
+        text = dumped(value)
         if text is None:
             state.refuse("the arguments are not JSON", key, raw, "write them as a string of JSON")
             return None
-        return check_text(text, key, state)
-    if not isinstance(raw, str):
+    elif isinstance(raw, str):
+        text = raw
+        try:
+            text, value = _unwrapped(raw, json_value(raw), state)
+        except ValueError:
+            value = None
+            if strict:
+                mend = "repair the JSON, `{}` for no arguments, or set the message's `weight` to 0"
+                state.refuse("the arguments are not JSON", key, raw, mend)
+                return None
+    else:
         mend = "write the arguments as an object, or as a string of JSON; `{}` for none"
         state.refuse("the arguments are neither an object nor a text", key, raw, mend)
         return None
-    if strict and not _is_json(raw):
-        mend = "repair the JSON, `{}` for no arguments, or set the message's `weight` to 0"
-        state.refuse("the arguments are not JSON", key, raw, mend)
-        return None
-    return check_text(raw, key, state)
+    if tool:
+        _compare(tool, value, state)
+    return check_text(text, key, state)
 
 
 def check_arguments(calls: Sequence[ToolCall], key: str, state: RowState) -> None:
@@ -280,17 +158,51 @@ def check_arguments(calls: Sequence[ToolCall], key: str, state: RowState) -> Non
 
 def _is_json(text: str) -> bool:
     try:
-        json.loads(text)
-    except (ValueError, RecursionError):
+        json_value(text)
+    except ValueError:
         return False
     return True
 
 
-def _code(raw: Any, key: str, strict: bool, state: RowState) -> str | None:
+def _unwrapped(text: str, value: Any, state: RowState) -> tuple[str, Any]:
+    """Takes one encoding off arguments that are JSON text within JSON text."""
+    if isinstance(value, str):
+        try:
+            inner = json_value(value)
+        except ValueError:
+            inner = None
+        if isinstance(inner, Mapping):
+            state.note(TWICE_NOTE)
+            return value, inner
+    if not isinstance(value, Mapping):
+        state.note(NO_OBJECT_NOTE)
+    return text, value
+
+
+def _compare(tool: str, value: Any, state: RowState) -> None:
+    """Notes a call that does not fit its declaration."""
+    if tool not in state.functions:
+        state.note(UNDECLARED_NOTE)
+        return
+    schema = state.functions[tool]
+    if not isinstance(value, Mapping) or schema is None:
+        return
+    properties = schema.get("properties")
+    if any(name not in value for name in _required(schema)):
+        state.note(MISSING_NOTE)
+    if isinstance(properties, Mapping) and not (value.keys() <= properties.keys()):
+        state.note(UNKNOWN_NOTE)
+
+
+def _required(schema: Mapping[str, Any] | None) -> list[str]:
+    names = None if schema is None else schema.get("required")
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def _code(raw: Any, key: str, state: RowState) -> str | None:
     """Reads the code that `python` is to run: a text, or the one value of an object `{"code":
-    …}`.
+    …}`. Code that fails is worth learning from as well.
     """
-    del strict  # Code that fails is worth learning from as well.
     given = decoded(raw)
     if isinstance(given, Mapping):
         given = {name: value for name, value in given.items() if value is not None}
@@ -320,7 +232,7 @@ def result_of(
         mend = "write the `id` of the call that this result answers"
         state.refuse(f"the tool result has no `{id_key}`", f"{key}.{id_key}", mend=mend)
     else:
-        function = _function_name(name, f"{key}.name", "the tool result", state)
+        function = function_name(name, f"{key}.name", "the tool result", state)
         if function is None or function in state.called:
             return function or "", state.called.get(function or "", False)
         mend = f"write the name of a function called before: {listed(state.called)}"

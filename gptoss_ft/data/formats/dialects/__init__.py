@@ -16,6 +16,7 @@ from gptoss_ft.data.formats.common import OBJECTS, PlacedItem, RowState
 from gptoss_ft.data.formats.dialects import (
     authors,
     blocks,
+    calls,
     harmony,
     masks,
     media,
@@ -38,6 +39,7 @@ DIALECTS = (
     Dialect(harmony.fits, harmony.convert),
     Dialect(media.fits, media.convert),
     Dialect(blocks.fits, blocks.convert),
+    Dialect(calls.fits, calls.convert),
     Dialect(thinking.fits, thinking.convert),
 )
 

@@ -38,6 +38,16 @@ def convert(items: list[PlacedItem], state: RowState) -> list[PlacedItem]:
     return converted
 
 
+def _is_part(block: Any) -> bool:
+    """Returns whether it says what kind of part it is, or holds its text or result."""
+    return isinstance(block, OBJECTS) and (
+        (isinstance(block.get("type"), str) and block["type"] != "function")
+        or any(
+            key in block for key in ("text", "toolResult", "functionResponse", "function_response")
+        )
+    )
+
+
 def _messages(place: str, item: Mapping[str, Any], state: RowState) -> list[Mapping[str, Any]]:
     message = wrappers.unwrapped(place, item, state) if wrappers.fits(item) else dict(item)
     name = "parts" if isinstance(message.get("parts"), list) else "content"
@@ -45,6 +55,8 @@ def _messages(place: str, item: Mapping[str, Any], state: RowState) -> list[Mapp
     blocks = [raw] if isinstance(raw, OBJECTS) else raw
     if not isinstance(blocks, list) or any(kind_of(block) in HARMONY for block in blocks):
         return [message]
+    if message.get("role") in ("call", "tool") and not any(_is_part(block) for block in blocks):
+        return [message]  # a call or a result as JSON, which `calls` reads
     rest = {key: value for key, value in message.items() if key not in ("parts", "content")}
     before = len(state.problems)
     parts = [

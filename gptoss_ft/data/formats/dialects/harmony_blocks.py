@@ -19,7 +19,7 @@ from gptoss_ft.data.formats.common import (
     read_content,
     shell_list,
 )
-from gptoss_ft.data.formats.tool_calls import read_tools
+from gptoss_ft.data.formats.tool_schemas import read_tools
 from gptoss_ft.harmony.blocks import CHANNELS
 from gptoss_ft.harmony.builtin import BUILTIN_NAMESPACES
 from gptoss_ft.harmony.messages import (
@@ -220,8 +220,8 @@ def _namespace(name: str, raw: Any, key: str, state: RowState) -> Namespace | No
     _refuse_unread(raw, NAMESPACE_KEYS, key, state)
     description = _line(raw, "description", key, state) or ""
     # Only functions are called by their bare names.
-    names = state if name == FUNCTIONS else replace(state, functions=set(), builtin=())
-    tools = read_tools({"tools": raw.get("tools")}, names, flat=True, key=f"{key}.tools")
+    names = state if name == FUNCTIONS else replace(state, functions={}, builtin=())
+    tools = read_tools({"tools": raw.get("tools")}, names, key=f"{key}.tools")
     return Namespace(name, description, tools)
 
 
