@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gptoss_ft.data.formats.common import (
+    NATIVE,
     OBJECTS,
     PlacedItem,
     RowState,
@@ -75,7 +76,12 @@ def _is_plain(call: Any) -> bool:
 
 
 def convert(items: list[PlacedItem], state: RowState) -> list[PlacedItem]:
-    """Writes calls as `tool_calls` and names the call of every result."""
+    """Writes calls as `tool_calls` and names the call of every result.
+
+    A list in the model's own form has been read whole by then, calls and results with it.
+    """
+    if any(isinstance(item, OBJECTS) and NATIVE in item for _, item in items):
+        return items
     reader = _Reader(state)
     for place, item in items:
         if isinstance(item, OBJECTS):
