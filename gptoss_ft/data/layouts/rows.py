@@ -24,7 +24,7 @@ from gptoss_ft.data.layouts.plan import (
 from gptoss_ft.data.layouts.table import LAYOUTS
 
 # Formats that a row may seem to have which is laid out in a way of its own.
-UNSETTLED = ("", "responses", "prompt_completion")
+UNSETTLED = ("", "responses")
 # Formats that with a label from `data.columns` are rated answers.
 RATED = ("chat", "sharegpt", "alpaca")
 # Of these, several may be given as long as they say the same.
@@ -57,12 +57,20 @@ def canonical_row(row: Mapping[str, Any], reading: Reading, state: RowState) -> 
     """
     plan = plan_of(_signature(row), reading)
     left = [name for name in plan.rest if not is_empty(row[name])]
-    if not reading.columns and (left or plan.format in UNSETTLED):
+    if not reading.columns and (left or _is_unsettled(row, plan)):
         known = _without(row, reading.ignore)
         layout = next((one for one in LAYOUTS if one.fits(known)), None)
         if layout is not None:
             return _laid_out(layout, known, reading, state)
     return _planned(row, plan, left, state)
+
+
+def _is_unsettled(row: Mapping[str, Any], plan: Plan) -> bool:
+    """Returns whether the names of the columns do not settle what a row is."""
+    if plan.format == "prompt_completion":
+        values = [row.get(source) for _, source in plan.moves]
+        return not all(type(value) is str and value[:1] not in ("[", "{") for value in values)
+    return plan.format in UNSETTLED
 
 
 def _planned(row: Mapping[str, Any], plan: Plan, left: list[str], state: RowState) -> CanonicalRow:

@@ -23,6 +23,14 @@ from gptoss_ft.data.formats.dialects import (
     thinking,
     turn_pairs,
 )
+from gptoss_ft.data.formats.dialects.call_text import may_call
+from gptoss_ft.data.formats.dialects.declared_text import declares
+
+STANDARD_KEYS = frozenset(
+    ("role", "content", "thinking", "tool_calls", "tool_call_id", "name", "weight")
+)
+# Of a weight; a truth is a mark of another dialect.
+NUMBERS = frozenset((int, float, type(None)))
 
 
 class Dialect(NamedTuple):
@@ -46,8 +54,39 @@ DIALECTS = (
 
 def translated(items: list[PlacedItem], state: RowState) -> list[PlacedItem]:
     """Rewrites a list of messages; those that are no objects are left as they are."""
+    if all(is_standard(item) for _, item in items):
+        return items
     items = turn_pairs.unrolled(items, state)
     for dialect in DIALECTS:
         if any(isinstance(item, OBJECTS) and dialect.fits(item) for _, item in items):
             items = dialect.convert(items, state)
+            if all(is_standard(item) for _, item in items):
+                return items
     return items
+
+
+def is_standard(message: Any) -> bool:
+    """Returns whether a message is surely written as the chat format has it, for every dialect."""
+    if type(message) is not dict or not message.keys() <= STANDARD_KEYS:
+        return False
+    role, content = message.get("role"), message.get("content")
+    if not (content is None or type(content) is str):
+        return False
+    if type(message.get("weight")) not in NUMBERS:
+        return False
+    if role == "assistant":
+        return (not content or not may_call(content)) and _has_standard_parts(message)
+    if role == "tool":
+        has_id = type(message.get("tool_call_id")) is str
+        return has_id and content is not None and content.lstrip()[:1] != "<"
+    if role == "user":
+        return content is not None
+    return role in ("system", "developer") and content is not None and not declares(content)
+
+
+def _has_standard_parts(message: Mapping[str, Any]) -> bool:
+    """Returns whether thinking and calls, if any, are written as the chat format has them."""
+    thought, given = message.get("thinking"), message.get("tool_calls")
+    return (thought is None or type(thought) is str) and (
+        given is None or (type(given) is list and all(map(calls.is_plain, given)))
+    )

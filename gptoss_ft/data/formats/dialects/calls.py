@@ -57,7 +57,7 @@ def fits(message: Mapping[str, Any]) -> bool:
         calls = message.get("tool_calls")
         return (
             (isinstance(content, str) and may_call(content))
-            or not (calls is None or (isinstance(calls, list) and all(map(_is_plain, calls))))
+            or not (calls is None or (isinstance(calls, list) and all(map(is_plain, calls))))
             or any(message.get(key) for key in CALL_KEYS)
         )
     if role == "tool":
@@ -71,7 +71,8 @@ def fits(message: Mapping[str, Any]) -> bool:
     )
 
 
-def _is_plain(call: Any) -> bool:
+def is_plain(call: Any) -> bool:
+    """Returns whether a call is an object with a function in it."""
     return isinstance(call, OBJECTS) and isinstance(call.get("function"), OBJECTS)
 
 
@@ -158,7 +159,7 @@ class _Reader:
 
     def _answer(self, place: str, item: Mapping[str, Any]) -> None:
         given = item.get("tool_calls")
-        if not is_empty(given) and not (isinstance(given, list) and all(map(_is_plain, given))):
+        if not is_empty(given) and not (isinstance(given, list) and all(map(is_plain, given))):
             item = self._rewritten(item)
         for key in CALL_KEYS:
             if not is_empty(item.get(key)):
@@ -178,7 +179,7 @@ class _Reader:
         if not calls:
             self.waiting = []
         self.from_text = from_text
-        self.waiting += [(call.get("id"), _name(call)) for call in calls if _is_plain(call)]
+        self.waiting += [(call.get("id"), _name(call)) for call in calls if is_plain(call)]
         self.items.append(PlacedItem(place, item))
 
     def _rewritten(self, item: Mapping[str, Any]) -> Mapping[str, Any]:

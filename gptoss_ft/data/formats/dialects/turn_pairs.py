@@ -36,7 +36,7 @@ def _parts(place: str, item: Any) -> list[PlacedItem]:
             _message(f"{place}[0]", "user", item[0]),
             _message(f"{place}[1]", "assistant", item[1]),
         ]
-    if not isinstance(item, OBJECTS):
+    if not isinstance(item, OBJECTS) or "role" in item or "from" in item:
         return [PlacedItem(place, item)]
     keys = {fold(str(key)): str(key) for key, value in item.items() if value is not None}
     questions = [keys[name] for name in QUESTIONS if name in keys]
