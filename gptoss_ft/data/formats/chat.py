@@ -79,7 +79,13 @@ def assembled(
     Raises:
         DataError: with every problem of the row so far, or because both say different things.
     """
-    found, tools = state.found, (*tools, *state.declared)
+    messages = tuple(item.message for item in placed)
+    if state.declared:
+        tools = (*tools, *state.declared)
+    if state.found_in_messages is None:
+        state.check()
+        return Conversation(messages, tools, effort, state.builtin)
+    found = state.found
     if tools and found.functions_elsewhere:
         mend = f"keep one of them, or say {shell_list('data.ignore', ['tools'])}"
         state.refuse("the row gives its tools twice", "tools", mend=mend)
@@ -97,7 +103,6 @@ def assembled(
             mend = "write it there, or drop the column"
             state.refuse(what, "messages[0].content", missing, mend)
     state.check()
-    messages = tuple(item.message for item in placed)
     return Conversation(
         messages, found.tools, found.effort, builtin, found.system, found.functions_elsewhere
     )
@@ -139,15 +144,19 @@ def _plain_message(raw: Any, use: Use) -> Message | None:
     if type(raw) is not dict or raw.keys() != PLAIN_KEYS:
         return None
     role, content = raw["role"], raw["content"]
-    if role not in PLAIN_ROLES or not isinstance(content, str) or not is_utf8(content):
+    if role not in PLAIN_ROLES or type(content) is not str or not is_utf8(content):
         return None
-    # One letter is found far quicker than two, and most texts do not have it.
-    if "<" in content and may_be_raw(content):
+    # One letter is found far quicker than a word, and most texts have none of these.
+    tagged = "<" in content
+    if tagged and may_be_raw(content):
         return None
     if role != "assistant":
         odd = role != "user" and declares(content)
         return None if odd else Message(role, content)
-    if not content or may_think(content) or may_call(content):
+    if not content:
+        return None
+    odd = tagged or "[" in content or "◁" in content or content[0] in "{ \n\t"
+    if odd and (may_think(content) or may_call(content)):
         return None
     return Message(role, content, weight=0.0 if use == "history" else 1.0)
 

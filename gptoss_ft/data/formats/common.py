@@ -107,7 +107,8 @@ class RowState:
         called: the same by name.
         notes: what the user is told of a row that is read all the same, such as calls of tools that
             it does not declare; counted over all rows.
-        found: what the messages say of the whole row; one for all continuations.
+        found_in_messages: what they say of the whole row, None for nothing; one for all
+            continuations.
     """
 
     where: str
@@ -121,7 +122,14 @@ class RowState:
     calls: dict[str, tuple[str, bool]] = field(default_factory=dict)
     called: dict[str, bool] = field(default_factory=dict)
     notes: Counter[str] = field(default_factory=Counter)
-    found: Found = field(default_factory=Found)
+    found_in_messages: Found | None = None
+
+    @property
+    def found(self) -> Found:
+        """All that messages say of the whole row; empty at first."""
+        if self.found_in_messages is None:
+            self.found_in_messages = Found()
+        return self.found_in_messages
 
     def note(self, what: str) -> None:
         """Notes something that is to be counted and said; `what` is the same text for every row."""
@@ -137,9 +145,11 @@ class RowState:
 
     def fork(self) -> RowState:
         """Copies the state of the row from here on, for one of several continuations; problems and
-        notes are shared.
+        notes are shared, and so is what messages say of the row.
         """
-        return replace(self, calls=dict(self.calls), called=dict(self.called))
+        return replace(
+            self, found_in_messages=self.found, calls=dict(self.calls), called=dict(self.called)
+        )
 
     def check(self) -> None:
         """Raises DataError if there are problems."""
@@ -234,6 +244,8 @@ def check_text(text: str, key: str, state: RowState) -> str:
 
 def is_utf8(text: str) -> bool:
     """Returns whether UTF-8 can hold the text; half of a surrogate pair it cannot."""
+    if text.isascii():
+        return True
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -43,6 +43,9 @@ PLAIN = ("text", "harmony", "segments")
 # Formats that hold whole conversations, and those with one answer that thinking may stand beside.
 CONVERSATIONAL = ("chat", "sharegpt")
 ANSWERING = (*CONVERSATIONAL, "prompt_completion", "alpaca", "kto", "responses")
+# Formats, and columns of theirs, that are read as they stand.
+SIMPLE = ("chat", "sharegpt", "prompt_completion", "text")
+PLAIN_SLOTS = ("messages", "prompt", "completion", "text", "tools", *SETTINGS)
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ class Plan(NamedTuple):
         rest: columns that are neither read nor harmless nor ignored.
         lines: for the user, how each column is read.
         doubts: the columns between which the names leave a doubt, by what they would be read as.
+        simple: whether all that is to do is to read the columns under the format's names.
+        renamed: the columns that have other names, by the format's.
     """
 
     format: str
@@ -76,6 +81,8 @@ class Plan(NamedTuple):
     rest: tuple[str, ...]
     lines: tuple[str, ...]
     doubts: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    simple: bool = False
+    renamed: tuple[tuple[str, str], ...] = ()
 
 
 @lru_cache(maxsize=4096)
@@ -97,7 +104,15 @@ def plan_of(signature: tuple[str, ...], reading: Reading) -> Plan:
     lines = [_line(slot, source) for slot, source in moves]
     lines += [f"{name}: ignored, as data.ignore says" for name in given if name in reading.ignore]
     lines += [f"{name}: not read" for name in columns.free.values() if name not in rest]
-    return Plan(found.format, tuple(moves), tuple(rest), tuple(lines), found.doubts)
+    return Plan(
+        found.format,
+        tuple(moves),
+        tuple(rest),
+        tuple(lines),
+        found.doubts,
+        found.format in SIMPLE and all(s in PLAIN_SLOTS and name in given for s, name in moves),
+        tuple((slot, name) for slot, name in moves if slot != name),
+    )
 
 
 def _line(slot: str, source: str) -> str:

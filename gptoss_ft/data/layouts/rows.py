@@ -57,7 +57,12 @@ def canonical_row(row: Mapping[str, Any], reading: Reading, state: RowState) -> 
     """
     plan = plan_of(_signature(row), reading)
     left = [name for name in plan.rest if not is_empty(row[name])]
-    if not reading.columns and (left or _is_unsettled(row, plan)):
+    unsettled = _is_unsettled(row, plan)
+    if plan.simple and not (left or unsettled):
+        state.names.update(plan.renamed)
+        read = {slot: row[source] for slot, source in plan.moves}
+        return CanonicalRow(plan.format, read, plan.lines)
+    if not reading.columns and (left or unsettled):
         known = _without(row, reading.ignore)
         layout = next((one for one in LAYOUTS if one.fits(known)), None)
         if layout is not None:
