@@ -189,8 +189,8 @@ def test_trees_without_an_answer_that_stands_are_left_out(tmp_path: Path) -> Non
 
 
 def test_an_unknown_key_of_a_tree_is_refused(tmp_path: Path) -> None:
-    rows = [*TREE[:2], TREE[2] | {"train": False}]
-    assert "messages[1].train" in str(refused(write(tmp_path / "a.jsonl", rows)))
+    rows = [*TREE[:2], TREE[2] | {"verdict": "good"}]
+    assert "messages[1].verdict" in str(refused(write(tmp_path / "a.jsonl", rows)))
 
 
 def request(name: str, **body: Any) -> Row:

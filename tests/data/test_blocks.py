@@ -17,6 +17,7 @@ from block_rows import (
 )
 from format_rows import WHERE, problems
 
+from gptoss_ft.data.formats.media import WITHOUT
 from gptoss_ft.data.layouts.plan import Reading
 from gptoss_ft.data.reading import read_row
 from gptoss_ft.errors import DataError
@@ -46,7 +47,7 @@ def test_what_is_changed_is_said(message: Any, note: str) -> None:
 
 IMAGE = {"type": "image", "source": {"type": "base64", "data": "x"}}
 REFUSED: list[tuple[Any, str, str]] = [
-    (said(text("a"), IMAGE, role="user"), "messages[0].content[1]", "data.ignore=[image]"),
+    (said(text("a"), IMAGE, role="user"), "messages[0].content[1]", "data.ignore=[images]"),
     (said({"image": {"format": "png"}}, role="user"), "messages[0].content[0]", "[image]"),
     (
         {"role": "user", "parts": [{"inlineData": {"data": "x"}}]},
@@ -95,13 +96,13 @@ def test_what_is_not_read_is_refused(message: Any, place: str, mend: str) -> Non
 
 def test_parts_that_the_user_ignores_are_left_out_and_counted() -> None:
     row = {"messages": [said(text("Tide?"), IMAGE, role="user"), said(text("High."))]}
-    read = read_row(row, WHERE, Reading(ignore=frozenset(("image",))))
+    read = read_row(row, WHERE, Reading(ignore=frozenset(("images",))))
     assert isinstance(read.example, Conversation)
     assert read.example.messages == (QUESTION, HIGH)
-    assert read.notes == {"parts of type `image` left out, as data.ignore says": 1}
+    assert read.notes == {WITHOUT: 1}
 
 
 def test_a_message_of_ignored_parts_alone_is_refused() -> None:
     row = {"messages": [said(IMAGE, role="user"), said(text("High."))]}
-    with pytest.raises(DataError, match="no content"):
-        read_row(row, WHERE, Reading(ignore=frozenset(("image",))))
+    with pytest.raises(DataError, match="nothing is left"):
+        read_row(row, WHERE, Reading(ignore=frozenset(("images",))))

@@ -10,12 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from format_rows import detected
+from format_rows import detected, problems
 from trl.data_utils import maybe_extract_prompt
 
 from gptoss_ft.data.formats import FORMATS
 from gptoss_ft.data.reading import parse
-from gptoss_ft.errors import DataError
 from gptoss_ft.harmony.messages import Conversation, Message, Preference
 
 WHERE = "rows.jsonl:7"
@@ -28,15 +27,6 @@ CONVERSATION = Conversation((Message("user", "How warm?"), Message("assistant", 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def problems(row: dict[str, Any], name: str | None = None) -> list[tuple[str, str, str]]:
-    """What, where (without the line) and mend of every problem."""
-    with pytest.raises(DataError) as caught:
-        parse(row, WHERE, name)
-    found = caught.value.problems
-    assert all(p.where.startswith(WHERE) for p in found)
-    return [(p.what, p.where.removeprefix(WHERE).strip(), p.mend) for p in found]
 
 
 # --- the bundled files
@@ -165,10 +155,10 @@ def test_the_table_of_detection_holds_for_bare_columns() -> None:
         "messages text": "chat",
         "instruction output text": "alpaca",
         "messages prompt": "chat",
-        "messages chosen rejected": None,
-        "messages conversations": None,
+        "messages chosen rejected": "trl_preference",
+        "messages conversations": "chat",
         "input": None,
-        "input output": None,
+        "input output": "prompt_completion",
         "prompt": None,
         "chosen": None,
         "": None,
@@ -185,24 +175,23 @@ def test_columns_that_are_null_do_not_count() -> None:
     assert detected(row) == "prompt_completion"
 
 
-def test_a_row_that_fits_no_format_names_them_all_and_the_nearest() -> None:
-    ((what, _, mend),) = problems({"prompt": "a", "chosn": "b", "rejected": "c"})
-    assert what == "the row fits no format"
-    assert mend.startswith("nearest is trl_preference: rename `chosn` to `chosen`. ")
-    assert all(name in mend for name in FORMATS if name != "harmony")
-    mends = {
-        "mesages": "nearest is chat: rename `mesages` to `messages`",
-        "prompt": "nearest is prompt_completion: add `completion`",
-        "zzz": "rename the columns to those of a format",
+def test_a_row_that_fits_no_format_is_told_how_to_be_read() -> None:
+    advice = {
+        ("prompt", "chosn", "rejected"): "'data.columns={chosen: chosn}'",
+        ("mesages",): "'data.columns={messages: mesages}'",
+        ("said", "answered"): "'data.columns={prompt: said, completion: answered}'",
+        ("zzz",): "'data.columns={text: zzz}'",
     }
-    for column, advice in mends.items():
-        assert problems({column: "a"})[0][2].startswith(advice)
+    for columns, argument in advice.items():
+        ((what, _, mend),) = problems({name: f"{name} is text" for name in columns})
+        assert what == "the row fits no format" and argument in mend
     assert problems({})[0][0] == "the row fits no format"
 
 
-def test_a_row_that_fits_two_formats_asks_which() -> None:
-    row = {"messages": [USER, ANSWER], "chosen": "a", "rejected": "b", "prompt": "c"}
-    ((what, _, mend),) = problems(row)
-    assert what == "the row fits several formats: chat, trl_preference"
-    assert mend == "say which one with data.format: chat or trl_preference"
-    assert parse(row, WHERE, "chat") == CONVERSATION
+def test_of_two_formats_one_is_chosen_by_what_it_would_lose() -> None:
+    """Messages beside a pair are read as its prompt; a second prompt is one too many."""
+    row = {"messages": [USER], "chosen": "a", "rejected": "b", "prompt": "c"}
+    ((what, where, _),) = problems(row)
+    assert (what, where) == ("this column carries meaning that is not read: `prompt`", "prompt")
+    whole = {"messages": [USER, ANSWER], "note": "a"}
+    assert parse(whole, WHERE, "chat") == CONVERSATION

@@ -72,7 +72,7 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
         "messages[1].tool_calls[0].function.arguments",
         "not JSON",
     ),
-    ("chat", {"messages": [USER, ANSWER], "tool": [TOOL]}, "tool", "unknown key"),
+    ("chat", {"messages": [USER, ANSWER], "tool": [TOOL]}, "tool", "not read: `tool`"),
     (
         "chat",
         {"messages": [USER, {"role": "assistant", "content": "<think>a"}]},
@@ -120,8 +120,8 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     (
         "openai_preference",
         openai_pair(input={"messages": [USER], "tool": []}),
-        "tool",
-        "unknown key",
+        "input.tool",
+        "not read: `tool`",
     ),
     (
         "openai_preference",
@@ -159,7 +159,7 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("prompt_completion", PROMPTED | {"completion": "\ud83d"}, "completion", "surrogate"),
     ("prompt_completion", PROMPTED | {"completion": "<think>b"}, "completion", "not closed"),
     ("prompt_completion", PROMPTED | {"completion": "<think>b</think>"}, "completion", "ends in"),
-    ("prompt_completion", PROMPTED | {"prompt": [{"role": "bot"}]}, "prompt[0].role", "unknown"),
+    ("prompt_completion", PROMPTED | {"prompt": [{"role": "robot"}]}, "prompt[0].role", "unknown"),
     (
         "prompt_completion",
         PROMPTED | {"completion": [ANSWER, USER, ANSWER]},
@@ -221,20 +221,20 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("alpaca", ALPACA | {"input": 3}, "input", "not a text"),
     ("alpaca", ALPACA | {"output": " "}, "output", "is empty"),
     ("alpaca", ALPACA | {"output": {"a": 1}}, "output", "not a text"),
-    ("alpaca", ALPACA | {"systm": "a"}, "systm", "unknown key"),
+    ("alpaca", ALPACA | {"systm": "Be kind."}, "systm", "not read: `systm`"),
     ("alpaca", ALPACA | {"history": "a"}, "history", "not a list"),
     ("alpaca", ALPACA | {"history": [["a"]]}, "history[0]", "not a question and its answer"),
     ("alpaca", ALPACA | {"history": [["a", ""]]}, "history[0][1]", "is empty"),
     # sharegpt
-    ("sharegpt", {"conversation": []}, "", "no `conversations`"),
+    ("sharegpt", {"conversation": []}, "conversation", "is empty"),
     ("sharegpt", {"conversations": {}}, "conversations", "not a list"),
     ("sharegpt", {"conversations": []}, "conversations", "is empty"),
     ("sharegpt", {"conversations": ["Hi"]}, "conversations[0]", "not an object"),
     ("sharegpt", turns(HI), "conversations", "all prompt"),
-    ("sharegpt", turns(("humann", "Hi"), ("gpt", "Hi")), "conversations[0].from", "unknown spe"),
-    ("sharegpt", turns((None, "Hi"), ("gpt", "Hi")), "conversations[0].from", "who speaks"),  # type: ignore[arg-type]
-    ("sharegpt", turns(HI, ("gpt", None)), "conversations[1].value", "no text"),
-    ("sharegpt", turns(HI, ("gpt", "")), "conversations[1].value", "is empty"),
+    ("sharegpt", turns(("humann", "Hi"), ("gpt", "Hi")), "conversations[0].from", "unknown role"),
+    ("sharegpt", turns((None, "Hi"), ("gpt", "Hi")), "conversations[0].from", "has no role"),  # type: ignore[arg-type]
+    ("sharegpt", turns(HI, ("gpt", None)), "conversations[1]", "no content"),
+    ("sharegpt", turns(HI, ("gpt", "")), "conversations[1]", "no content"),
     ("sharegpt", turns(HI, ("gpt", 3)), "conversations[1].value", "not a text"),
     ("sharegpt", turns(("human", [IMAGE]), ("gpt", "a")), "conversations[0].value[0]", "image_url"),
     ("sharegpt", turns(HI, ("gpt", "<think>a")), "conversations[1].value", "not closed"),
@@ -242,15 +242,15 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     (
         "sharegpt",
         turns(HI, ("gpt", f"<tool_call>\n{F_CALL}\n</tool_call>")),
-        "conversations[1].value",
-        "in tags",
+        "conversations[1]",
+        "does not declare",
     ),
-    ("sharegpt", turns(HI, ("function_call", "f()")), "conversations[1].value", "not a call"),
-    ("sharegpt", turns(HI, ("function_call", "[]")), "conversations[1].value", "holds no call"),
+    ("sharegpt", turns(HI, ("function_call", "f()")), "conversations[1]", "not a call"),
+    ("sharegpt", turns(HI, ("function_call", "[]")), "conversations[1]", "holds no call"),
     (
         "sharegpt",
         turns(HI, ("function_call", '{"name": "f", "arguments": "{"}')),
-        "conversations[1].value.arguments",
+        "conversations[1].tool_calls[0].function.arguments",
         "not JSON",
     ),
     ("sharegpt", turns(HI, ("tool", "31"), ("gpt", "a")), "conversations[1]", "answers no call"),
@@ -269,7 +269,7 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
             ]
         },
         "conversations[0].weight",
-        "not trained",
+        "cannot be trained",
     ),
     (
         "sharegpt",
@@ -280,7 +280,7 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
             ]
         },
         "conversations[0].vlaue",
-        "unknown key",
+        "not read: `vlaue`",
     ),
     (
         "sharegpt",
@@ -291,11 +291,11 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     (
         "sharegpt",
         {"conversations": [{"from": "gpt", "value": "<think>b</think>a", "thinking": "c"}]},
-        "conversations[0].thinking",
-        "given twice",
+        "conversations[0]",
+        "both given and differ",
     ),
     # responses
-    ("responses", {"itmes": [USER]}, "", "no `items`"),
+    ("responses", {"id": "a"}, "", "no `items`"),
     ("responses", {"items": {}}, "items", "not a list"),
     ("responses", {"items": []}, "items", "is empty"),
     ("responses", {"items": ["Hi"]}, "items[0]", "not an object"),
@@ -317,7 +317,12 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
         "refusal",
     ),
     ("responses", {"items": [USER | {"weight": 1}, ANSWER]}, "items[0].weight", "be trained"),
-    ("responses", {"items": [USER, ANSWER | {"wieght": 1}]}, "items[1].wieght", "unknown key"),
+    (
+        "responses",
+        {"items": [USER, ANSWER | {"wieght": 1}]},
+        "items[1].wieght",
+        "not read: `wieght`",
+    ),
     ("responses", {"items": [USER, OUTPUT, ANSWER]}, "items[1].call_id", "was not made before"),
     ("responses", {"items": [USER, F_ITEM | {"name": None}]}, "items[1].name", "has no name"),
     ("responses", {"items": [USER, F_ITEM | {"arguments": "{"}]}, "items[1].arguments", "not JSON"),
@@ -333,7 +338,12 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
         "items[2].call_id",
         "no `call_id`",
     ),
-    ("responses", {"items": [USER, ANSWER], "instructions": [1]}, "instructions", "not a text"),
+    (
+        "responses",
+        {"items": [USER, ANSWER], "instructions": [1]},
+        "instructions[0]",
+        "not a text part",
+    ),
     ("responses", {"items": [USER, ANSWER], "tools": [{"type": "mcp"}]}, "tools[0]", "not a func"),
     (
         "responses",
@@ -379,7 +389,7 @@ def test_a_bad_row_is_refused_with_its_place(
 def test_all_problems_of_a_row_are_reported() -> None:
     row = {
         "prompt": [PICTURE],
-        "chosen": [{"role": "bot"}],
+        "chosen": [{"role": "robot"}],
         "rejected": "",
         "tools": 3,
         "reasoning_effort": "max",
@@ -394,7 +404,7 @@ def test_all_problems_of_a_row_are_reported() -> None:
     shared = turns(("robot", "Hi"), ("gpt", 3), ("function_call", "x"), reasoning_effort="max")
     assert [where for _, where, _ in problems(shared)] == [
         "reasoning_effort",
+        "conversations[2]",
         "conversations[0].from",
         "conversations[1].value",
-        "conversations[2].value",
     ]

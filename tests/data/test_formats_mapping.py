@@ -212,7 +212,10 @@ MAPPINGS: list[tuple[str, dict[str, Any], Example]] = [
             ("human", "How warm?"),
             (
                 "function_call",
-                [{"function": {"name": "wind", "arguments": "{}"}}, FUNCTION | {"arguments": {}}],
+                [
+                    {"function": {"name": "wind", "arguments": "{}"}},
+                    {"name": "warmth", "arguments": {}},
+                ],
             ),
             ("tool", "calm"),
             ("tool", "31"),
@@ -262,7 +265,7 @@ MAPPINGS: list[tuple[str, dict[str, Any], Example]] = [
         },
         Conversation(
             (
-                Message("developer", "Be brief."),
+                Message("system", "Be brief."),
                 ASKED,
                 Message("assistant", "Looking.", "Ask.\n\nThen say.", CALLED.tool_calls),
                 GOT,

@@ -144,8 +144,7 @@ def test_media_in_a_message(message: dict[str, Any], place: str, name: str) -> N
     read, state = dialect(message, name)
     assert not state.problems
     assert state.notes == {WITHOUT: 1}
-    text = [{"type": "text", "text": "How warm?"}]
-    assert read == {"role": "user", "content": USER["content"] if "images" in message else text}
+    assert read == {"role": "user", "content": USER["content"]}
 
 
 def test_a_message_of_nothing_but_an_image_is_refused() -> None:

@@ -65,10 +65,10 @@ def test_the_limit_and_missing_lines_are_said(
     show: Callable[..., list[int]], lines: list[str]
 ) -> None:
     assert show(rows="0:", limit=4) == [1, 2, 3, 4]
-    assert lines[0] == "4 examples shown, and there are more (limit=4)"
+    assert "4 examples shown, and there are more (limit=4)" in lines
     lines.clear()
     assert show(lines=[3, 99]) == [3]
-    assert lines[0] == "1 example shown" and lines[-1] == "no example on line 99"
+    assert "1 example shown" in lines and lines[-1] == "no example on line 99"
 
 
 def test_examples_are_read_only_as_far_as_needed() -> None:

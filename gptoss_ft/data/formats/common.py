@@ -27,6 +27,8 @@ from gptoss_ft.validation import close_match
 MISSPELT = 0.65
 # The column that the name of a field begins with.
 _HEAD = re.compile(r"[^.\[]+")
+# The key of a message, such as `content` in `messages[1].content`.
+_KEY = re.compile(r"(?<=\]\.)\w+")
 # What JSON objects may be. Asking for Mapping alone is slow, and nearly all are dicts.
 OBJECTS = (dict, Mapping)
 TEXT_PARTS = ("text",)
@@ -99,6 +101,8 @@ class RowState:
         problems: in the order of the fields.
         ignore: columns and keys of messages that the user says carry nothing to train.
         names: what the file calls a column, where the format calls it otherwise.
+        keys: the same of the keys of messages.
+        unread: the columns that are not read, of a row that lacks others.
         said_format: whether the user says which format the rows are in.
         functions: the function tools that the row declares, by name: their parameters.
         declared: those of them that stand among the messages, not in `tools`.
@@ -114,6 +118,8 @@ class RowState:
     where: str
     ignore: frozenset[str] = frozenset()
     names: dict[str, str] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
     said_format: bool = False
     problems: list[Problem] = field(default_factory=list)
     functions: dict[str, Mapping[str, Any] | None] = field(default_factory=dict)
@@ -140,6 +146,8 @@ class RowState:
         head = _HEAD.match(key)
         if head and head[0] in self.names:
             key = self.names[head[0]] + key[head.end() :]
+        if self.keys:
+            key = _KEY.sub(lambda match: self.keys.get(match[0], match[0]), key)
         place = f"{self.where} {key}".strip()
         self.problems.append(Problem(what, place, "" if found is None else quote(found), mend))
 
@@ -177,9 +185,10 @@ def listed(names: Iterable[str]) -> str:
 def refuse_missing(row: Mapping[str, Any], name: str, state: RowState, mend: str) -> None:
     """Refuses a row without the column `name`, naming the one that may be its misspelling."""
     if row.get(name) is None:
-        near = nearest(name, tuple(str(other) for other in row if row[other] is not None))
-        mend = f"rename `{near}` to `{name}`" if near else mend
-        state.refuse(f"the row has no `{name}`", found=list(row), mend=mend)
+        given = (*(str(other) for other in row if row[other] is not None), *state.unread)
+        near = nearest(name, given)
+        mend = f"rename `{near}`, or say 'data.columns={{{name}: {near}}}'" if near else mend
+        state.refuse(f"the row has no `{name}`", found=given, mend=mend)
 
 
 def check_keys(raw: Mapping[str, Any], known: frozenset[str], key: str, state: RowState) -> None:
@@ -192,11 +201,13 @@ def check_keys(raw: Mapping[str, Any], known: frozenset[str], key: str, state: R
         elif is_harmless(str(name)):
             state.note(f"key `{name}` of messages not read: it carries nothing to train")
         else:
+            near = nearest(str(name), tuple(sorted(known)))
+            guess = f"did you mean `{near}`? else " if near else ""
             state.refuse(
                 f"this key carries meaning that is not read: `{name}`",
                 f"{key}.{name}",
                 value,
-                f"rename it to one of {', '.join(sorted(known))}, or say "
+                f"{guess}rename it to one of {', '.join(sorted(known))}, or say "
                 f"{shell_list('data.ignore', [str(name)])} to train without it",
             )
 

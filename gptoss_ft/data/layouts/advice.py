@@ -7,13 +7,16 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from gptoss_ft.data.formats.common import RowState, decoded, is_empty, shell_list
+from gptoss_ft.data.formats.common import RowState, decoded, is_empty, nearest, shell_list
 from gptoss_ft.data.formats.harmless import fold, is_harmless
 from gptoss_ft.data.formats.ratings import RATING_NAMES, rating_advice
 from gptoss_ft.data.layouts import names
 from gptoss_ft.data.layouts.columns import paths_of
 from gptoss_ft.data.layouts.maps import load_map, matching_maps
-from gptoss_ft.data.layouts.plan import Plan
+from gptoss_ft.data.layouts.plan import NEEDED, Plan
+
+# Of difflib: how near a column comes to a name that it may be a misspelling of.
+MISSPELT_COLUMN = 0.85
 
 
 def refuse_unread(
@@ -102,6 +105,8 @@ def _with_map(mend: str, row: Mapping[str, Any], open_: Sequence[str]) -> str:
 
 def _guess(given: Sequence[str], row: Mapping[str, Any]) -> dict[str, str]:
     """Returns a reading of the columns to propose, never to take."""
+    if misspelt := _misspelt(given):
+        return misspelt
     folded = {fold(name): name for name in given}
     for first, second in names.LIKELY_PAIRS:
         if first in folded and second in folded:
@@ -118,6 +123,16 @@ def _guess(given: Sequence[str], row: Mapping[str, Any]) -> dict[str, str]:
         return {"text": texts[0]}
     if len(texts) > 1:
         return _guessed_pair(texts, prompts, completions)
+    return {}
+
+
+def _misspelt(given: Sequence[str]) -> dict[str, str]:
+    """Returns the one column that a format lacks and that may be a misspelt one of the row."""
+    for needed in NEEDED.values():
+        missing = [slot for slot in needed if slot not in given]
+        near = nearest(missing[0], tuple(given), MISSPELT_COLUMN) if len(missing) == 1 else None
+        if near and near not in needed:
+            return {missing[0]: near}
     return {}
 
 

@@ -17,6 +17,7 @@ from gptoss_ft.data.layouts.columns import value_of
 from gptoss_ft.data.layouts.layout import Layout
 from gptoss_ft.data.layouts.plan import (
     LIST_MARK,
+    NEEDED,
     Plan,
     Reading,
     plan_of,
@@ -86,7 +87,9 @@ def _planned(row: Mapping[str, Any], plan: Plan, left: list[str], state: RowStat
         refuse(plan, row, state)
         return CanonicalRow("", read, plan.lines)
     lines = plan.lines
-    if left:
+    if NEEDED[plan.format][0] not in read and plan.format != "responses":
+        state.unread = tuple(left)  # the parser will name what may be the missing one
+    elif left:
         lines += tuple(_settle_rest(left, row, read, plan, state))
     if plan.format in RATED and read.get("label") is not None:
         return CanonicalRow("kto", ratings.convert(read, state), lines)

@@ -25,6 +25,7 @@ from gptoss_ft.data.formats.dialects import (
 )
 from gptoss_ft.data.formats.dialects.call_text import may_call
 from gptoss_ft.data.formats.dialects.declared_text import declares
+from gptoss_ft.data.formats.thinking import may_think
 
 STANDARD_KEYS = frozenset(
     ("role", "content", "thinking", "tool_calls", "tool_call_id", "name", "weight")
@@ -87,6 +88,8 @@ def is_standard(message: Any) -> bool:
 def _has_standard_parts(message: Mapping[str, Any]) -> bool:
     """Returns whether thinking and calls, if any, are written as the chat format has them."""
     thought, given = message.get("thinking"), message.get("tool_calls")
-    return (thought is None or type(thought) is str) and (
-        given is None or (type(given) is list and all(map(calls.is_plain, given)))
-    )
+    if thought is not None and (
+        type(thought) is not str or may_think(message.get("content") or "")
+    ):
+        return False
+    return given is None or (type(given) is list and all(map(calls.is_plain, given)))

@@ -42,6 +42,8 @@ ROLE_OF = {
 }
 # Where the author and the text stand, the first that is there.
 AUTHOR_KEYS = ("role", "from", "speaker", "sender", "author", "type")
+# Of these, those that can hold nothing else.
+SPEAKERS = ("from", "speaker", "sender")
 TEXT_KEYS = ("content", "value", "text")
 CHAT_ROLES = frozenset(("system", "developer", "user", "assistant", "tool"))
 
@@ -64,20 +66,22 @@ def fits(message: Mapping[str, Any]) -> bool:
 
 def convert(items: list[PlacedItem], state: RowState) -> list[PlacedItem]:
     """Writes `role` and `content`; an unknown author is left for the chat format to refuse."""
-    del state
-    return [PlacedItem(place, _renamed(item)) for place, item in items]
+    return [PlacedItem(place, _renamed(item, state)) for place, item in items]
 
 
-def _renamed(item: Any) -> Any:
+def _renamed(item: Any, state: RowState) -> Any:
     if not isinstance(item, OBJECTS) or not fits(item):
         return item
     renamed = {key: value for key, value in item.items() if value is not None}
     author = next((key for key in AUTHOR_KEYS if isinstance(renamed.get(key), str)), None)
     role = ROLE_OF.get(fold(renamed[author])) if author else None
-    if author is not None and role is not None:
-        del renamed[author]
-        renamed["role"] = role
+    if author is not None and (role is not None or author in SPEAKERS):
+        renamed["role"] = role or renamed[author]
+        if author != "role":
+            del renamed[author]
+            state.keys["role"] = author
     text = next((key for key in TEXT_KEYS if key in renamed), None)
     if text is not None and text != "content":
         renamed["content"] = renamed.pop(text)
+        state.keys["content"] = text
     return renamed

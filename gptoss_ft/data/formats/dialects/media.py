@@ -63,6 +63,8 @@ def _without(item: Any, place: str, state: RowState) -> Any:
         if not kept["content"] and len(state.problems) == before:
             mend = "leave such rows out with data.on_bad=drop"
             state.refuse("nothing is left of the message without its media", place, mend=mend)
+        if not kept["content"]:
+            kept["content"] = " "  # refused already; an empty message would be refused once more
     return kept
 
 
