@@ -141,7 +141,7 @@ def test_a_file_without_weight_is_refused(tmp_path: Path) -> None:
 def test_the_bad_rows_of_all_files_are_reported_at_once(tmp_path: Path) -> None:
     prompt = {"messages": [{"role": "user", "content": "a"}]}
     train = write(tmp_path / "a.jsonl", [chat(1), prompt, "text"])
-    held_out = write(tmp_path / "b.jsonl", [{"messages": [{"role": "bot", "content": "a"}]}])
+    held_out = write(tmp_path / "b.jsonl", [{"messages": [{"role": "robot", "content": "a"}]}])
     with pytest.raises(DataError) as caught:
         prepared(train, validation_path=held_out)
     assert [problem.where for problem in caught.value.problems] == [
@@ -347,7 +347,7 @@ def test_preference_and_kto_rows_are_refused_with_the_recipe_to_use(tmp_path: Pa
 
 
 def test_a_thousand_bad_rows_are_all_reported(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", [{"messages": [{"role": "bot", "content": "x"}]}] * 1000)
+    path = write(tmp_path / "a.jsonl", [{"messages": [{"role": "robot", "content": "x"}]}] * 1000)
     with pytest.raises(DataError, match="and 980 more problems of 1000 in all") as caught:
         prepared(path)
     assert len(caught.value.problems) == 1000

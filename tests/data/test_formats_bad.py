@@ -119,7 +119,7 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ),
     (
         "openai_preference",
-        openai_pair(input={"messages": [USER], "tool": []}),
+        openai_pair(input={"messages": [USER], "tool": [TOOL]}),
         "input.tool",
         "not read: `tool`",
     ),
