@@ -74,7 +74,7 @@ FINISHES = MappingProxyType(
         ),
     }
 )
-ITEM_TYPES = frozenset(("message", "reasoning", "function_call", "function_call_output"))
+ITEM_TYPES = ("message", "reasoning", "function_call", "function_call_output")
 
 
 def request_columns(raw: Any, key: str, state: RowState) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from gptoss_ft.data.formats.harmless import fold
 QUESTIONS = ("human", "user", "input", "question", "prompt", "query", "instruction")
 ANSWERS = ("assistant", "output", "answer", "response", "completion", "gpt", "bot", "ai")
 SYSTEM = "system"
+# With one of these it is a message.
+MESSAGE_KEYS = ("role", "from", "content", "value")
 
 
 def unrolled(items: list[PlacedItem], state: RowState) -> list[PlacedItem]:
@@ -41,7 +43,7 @@ def _parts(place: str, item: Any) -> list[PlacedItem]:
     keys = {fold(str(key)): str(key) for key, value in item.items() if value is not None}
     questions = [keys[name] for name in QUESTIONS if name in keys]
     answers = [keys[name] for name in ANSWERS if name in keys]
-    if "role" in keys or "from" in keys or len(questions) != 1 or len(answers) != 1:
+    if not keys.keys().isdisjoint(MESSAGE_KEYS) or len(questions) != 1 or len(answers) != 1:
         return [PlacedItem(place, item)]
     return _pair(place, item, questions[0], answers[0], keys.get(SYSTEM))
 
