@@ -167,6 +167,14 @@ def test_every_block_and_shell_line_is_of_a_known_kind() -> None:
             assert line.startswith(("gptoss-ft ", "make ", *UNCHECKED)), f"{page}: {line}"
 
 
+@pytest.mark.parametrize(
+    ("said", "missing"),
+    [("a b\n…\n d", []), ("a  b c", []), ("a c", ["a c"]), ("a…x y\n", ["x y"])],
+)
+def test_an_output_that_was_not_printed_is_told(said: str, missing: list[str]) -> None:
+    assert missing_from(said, "a b\n  c\nd\n") == missing
+
+
 def test_make_targets_exist() -> None:
     makefile = (REPOSITORY / "Makefile").read_text()
     for target in set(re.findall(r"(?:^|`)make ([\w-]+)", ALL, re.MULTILINE)):
