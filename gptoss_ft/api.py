@@ -7,7 +7,7 @@ the commands they leave the environment of the process as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,6 +91,9 @@ def read_rows(
     hub: bool = False,
     subset: str = "",
     split: str = "",
+    map: str = "",
+    columns: Mapping[str, str] | None = None,
+    ignore: Sequence[str] = (),
 ) -> Iterator[ParsedRow]:
     """Reads data files of any format, row by row.
 
@@ -99,20 +102,29 @@ def read_rows(
         format: name of the format; empty detects it row by row.
         hub: whether the network may be used.
         subset, split: of a Hub dataset or a folder, as in the settings `data.subset`, `data.split`.
+        map, columns, ignore: what its columns are, as in `data.map`, `data.columns`, `data.ignore`.
 
     Yields:
-        where the row stands (`file:line`), its format, and its example: a conversation, preference
-        pair, rated completion or document.
+        where the row stands (`file:line`), its format, its example (a conversation, preference
+        pair, rated completion or document), notes, and how each column was read.
 
     Raises:
         DataError: after the last good row, with the problems of all bad ones; at once for a file
             that cannot be read.
-        ConfigError: an unknown format.
+        ConfigError: an unknown format or map.
     """
     from gptoss_ft.data.options import SourceOptions
     from gptoss_ft.data.rows import read_examples
 
-    source = SourceOptions(str(path), subset=subset, split=split, format=format)
+    source = SourceOptions(
+        str(path),
+        subset=subset,
+        split=split,
+        format=format,
+        map=map,
+        columns=columns,
+        ignore=[*ignore],
+    )
     if problems := source.problems("read_rows"):
         raise ConfigError(problems)
     yield from read_examples(source, problems, hub, needs_answer=False)

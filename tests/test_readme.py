@@ -6,12 +6,15 @@ import os
 import re
 import shlex
 import subprocess
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from docs_files import dialogues, missing_from, shown_files, write_files
 from transformers import AutoModelForCausalLM, GptOssConfig
 
 from gptoss_ft.adapters.model import AdapterInfo, adapter_parameters, add_adapter
@@ -28,6 +31,7 @@ REPOSITORY = Path(__file__).parents[1]
 USER_PAGES = (
     "README.md",
     "docs/data.md",
+    "docs/datasets.md",
     "docs/adapters.md",
     "docs/training.md",
     "docs/preference.md",
@@ -52,12 +56,15 @@ def _blocks(text: str, language: str) -> list[str]:
 
 
 def _lines(text: str) -> list[str]:
-    """The lines of the shell blocks."""
-    return [line for line in "\n".join(_blocks(text, "sh")).splitlines() if line]
+    """The lines of the shell blocks, and the whole commands in tables."""
+    cells = "\n".join(re.findall(r"^\|.*", text, re.MULTILINE))
+    in_tables = re.findall(r"`(gptoss-ft \w+ [^`]*=[^`]*)`", cells)
+    return [line for line in "\n".join(_blocks(text, "sh")).splitlines() if line] + in_tables
 
 
 class Workshop:
-    """An empty folder with the README's row and pair, and a tiny model in gpt-oss's place.
+    """A folder with the README's row and pair, files of `docs_files`, and a tiny model in the place
+    of gpt-oss.
 
     What a page makes is there for the pages after it; a command that stands on several pages is
     run once.
@@ -72,6 +79,7 @@ class Workshop:
         (folder / "my.jsonl").write_text(row * 8)
         (folder / "general.jsonl").write_text(row * 2)
         (folder / "pairs.jsonl").write_text(pair * 4)
+        write_files(folder)
         write_tiny(folder / "gpt-oss-20b", TinyOptions(layers=1))
 
     def follow(self, page: str) -> None:
@@ -81,6 +89,10 @@ class Workshop:
             path = self.folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(block)
+        for name, rows in shown_files(_text(page)):
+            (self.folder / name).write_text(rows)
+        for line, said in dialogues(_text(page)):
+            _check_dialogue(line, said)
         for line in _lines(_text(page)):
             if line.startswith("gptoss-ft ") and line not in self.done:
                 _run_line(line)
@@ -92,6 +104,16 @@ class Workshop:
 
 def _text(page: str) -> str:
     return (REPOSITORY / page).read_text()
+
+
+def _check_dialogue(line: str, said: str) -> None:
+    """Runs a command whose output is shown, refusals included."""
+    _, command, *arguments = shlex.split(line, comments=True)
+    printed = StringIO()
+    with redirect_stdout(printed), redirect_stderr(printed):
+        code = run(command, arguments)
+    assert code == (2 if "fix:" in said else 0), f"{line}\n{printed.getvalue()}"
+    assert not missing_from(said, printed.getvalue()), f"{line}\n{printed.getvalue()}"
 
 
 def _run_line(line: str) -> None:
@@ -145,6 +167,14 @@ def test_every_block_and_shell_line_is_of_a_known_kind() -> None:
             assert line.startswith(("gptoss-ft ", "make ", *UNCHECKED)), f"{page}: {line}"
 
 
+@pytest.mark.parametrize(
+    ("said", "missing"),
+    [("a b\n…\n d", []), ("a  b c", []), ("a c", ["a c"]), ("a…x y\n", ["x y"])],
+)
+def test_an_output_that_was_not_printed_is_told(said: str, missing: list[str]) -> None:
+    assert missing_from(said, "a b\n  c\nd\n") == missing
+
+
 def test_make_targets_exist() -> None:
     makefile = (REPOSITORY / "Makefile").read_text()
     for target in set(re.findall(r"(?:^|`)make ([\w-]+)", ALL, re.MULTILINE)):
@@ -188,6 +218,12 @@ def test_recipes_and_adapters_are_named() -> None:
     for choice in (REPOSITORY / "configs/adapter").glob("*.yaml"):
         for page in ("README.md", "docs/adapters.md"):
             assert f"| `{choice.stem}` |" in _text(page), page
+
+
+def test_maps_are_named_with_what_they_say_of_themselves() -> None:
+    for file in (REPOSITORY / "configs/maps").glob("*.yaml"):
+        said = file.read_text().splitlines()[0].removeprefix("# ")
+        assert f"| `{file.stem}` | {said} |" in _text("docs/datasets.md"), file.stem
 
 
 def test_settings_that_are_named_exist() -> None:
