@@ -212,6 +212,9 @@ _TUNED = """
     labels schemaVersion
 """
 BEDROCK = frozenset(_BEDROCK.split())
+PASSED = BEDROCK - {"input", "output"}
+LOGGED = frozenset(_LOGGED.split()) - {"error", "error_str"}
+TUNED = frozenset(_TUNED.split()) - {"tools", "toolConfig", "tool_config"}
 CONVERSE = frozenset((*_TUNED.split(), *SYSTEMS, "messages"))
 GEMINI = frozenset((*_TUNED.split(), *SYSTEMS, "contents", "completions"))
 
@@ -230,12 +233,18 @@ def _stored(row: Mapping[str, Any]) -> set[str]:
 
 
 LAYOUTS = (
-    Layout("Bedrock invocation log", fits_bedrock_log, convert_bedrock_log, lambda row: BEDROCK),
-    Layout("API request and response", fits_pair, convert_pair, _pair),
-    Layout("batch of API requests", fits_request, convert_request, _request),
+    Layout(
+        "Bedrock invocation log",
+        fits_bedrock_log,
+        convert_bedrock_log,
+        lambda row: BEDROCK,
+        BEDROCK - {"input", "output"},
+    ),
+    Layout("API request and response", fits_pair, convert_pair, _pair, LOGGED),
+    Layout("batch of API requests", fits_request, convert_request, _request, LOGGED),
     Layout("batch of API responses", fits_answer, refuse_answer, lambda row: [*row]),
-    Layout("stored completion", fits_stored, convert_stored, _stored),
-    Layout("Gemini contents", fits_gemini, convert_gemini, lambda row: GEMINI),
-    Layout("Bedrock conversation", fits_declared, convert_declared, lambda row: CONVERSE),
+    Layout("stored completion", fits_stored, convert_stored, _stored, LOGGED),
+    Layout("Gemini contents", fits_gemini, convert_gemini, lambda row: GEMINI, TUNED),
+    Layout("Bedrock conversation", fits_declared, convert_declared, lambda row: CONVERSE, TUNED),
     Layout("OpenAI evals sample", fits_eval, convert_eval, lambda row: ("input", "ideal")),
 )

@@ -293,5 +293,6 @@ _PASSES = """
     memory_scope sugar_item_id sugar_item_visible is_study_mode owner context_scopes pinned_time
     is_read_only id
 """
-READS = frozenset(("mapping", "current_node", *_PASSES.split()))
-LAYOUT = Layout("ChatGPT export", fits, convert, lambda row: READS)
+PASSES = frozenset(_PASSES.split())
+READS = PASSES | {"mapping", "current_node"}
+LAYOUT = Layout("ChatGPT export", fits, convert, lambda row: READS, PASSES)

@@ -96,7 +96,8 @@ _CLAUDE = """
     settings is_starred is_temporary project project_uuid platform
 """
 CLAUDE = frozenset(_CLAUDE.split())
+CLAUDE_READ = frozenset(("chat_messages", "current_leaf_message_uuid"))
 LAYOUTS = (
     chatgpt.LAYOUT,
-    Layout("Claude export", fits_claude, convert_claude, lambda row: CLAUDE),
+    Layout("Claude export", fits_claude, convert_claude, lambda row: CLAUDE, CLAUDE - CLAUDE_READ),
 )

@@ -80,4 +80,5 @@ _PHOENIX = """
     name span_kind parent_id start_time end_time status_code status_message events context
 """
 SPAN = frozenset(("attributes", *(f"attributes.{name}" for name in SPAN_KEYS), *_PHOENIX.split()))
-LAYOUTS = (Layout("Phoenix span", fits_span, convert_span, lambda row: SPAN),)
+PASSES = frozenset(_PHOENIX.split())
+LAYOUTS = (Layout("Phoenix span", fits_span, convert_span, lambda row: SPAN, PASSES),)

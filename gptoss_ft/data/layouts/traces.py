@@ -222,11 +222,16 @@ _WEAVE = """
 """
 
 
+# Columns around a run that are read, or told by: its tools, its kind, its end.
+READ_BESIDE = MODEL_TYPES | {"extra", "error", "exception", "statusMessage", "level", "op_name"}
+
+
 def _trace(name: str, sides: Sides, passes: str) -> Layout:
     """Builds the layout of a program's rows from its names for what went in and came out."""
     reads = frozenset((sides[0], *sides[1], *passes.split()))
     fits, convert = partial(fits_trace, sides=sides), partial(convert_trace, sides=sides)
-    return Layout(name, fits, convert, lambda row: reads)
+    passed = frozenset(passes.split()) - READ_BESIDE
+    return Layout(name, fits, convert, lambda row: reads, passed)
 
 
 LAYOUTS = (
