@@ -15,7 +15,7 @@ from gptoss_ft.data.layouts.bodies import (
     system_text,
 )
 from gptoss_ft.data.layouts.layout import Layout
-from gptoss_ft.data.layouts.nested import is_hollow, opened, the_one, tool_list
+from gptoss_ft.data.layouts.nested import check_nested, is_hollow, opened, the_one, tool_list
 
 REQUESTS = ("request", "request_body", "requestBody", "raw_request", "params", "body")
 BATCHES = ("body", "params", "request")
@@ -127,6 +127,13 @@ def convert_stored(row: Mapping[str, Any], state: RowState) -> dict[str, Any]:
     return sample(columns, _answer(row["response"], "response", row, state))
 
 
+_LOG = """
+    inputBodyJson inputContentType inputTokenCount cacheReadInputTokenCount outputBodyJson
+    cacheWriteInputTokenCount outputContentType outputTokenCount
+"""
+LOG_KEYS = frozenset(_LOG.split())
+
+
 def fits_bedrock_log(row: Mapping[str, Any]) -> bool:
     """Returns whether the row is one of Bedrock's logs of invocations."""
     bodies = (opened(row.get("input")), opened(row.get("output")))
@@ -135,6 +142,8 @@ def fits_bedrock_log(row: Mapping[str, Any]) -> bool:
 
 def convert_bedrock_log(row: Mapping[str, Any], state: RowState) -> dict[str, Any]:
     """Reads the bodies of a logged invocation."""
+    for name in ("input", "output"):
+        check_nested(opened(row[name]), LOG_KEYS, name, state)
     body = opened(row["input"])["inputBodyJson"]
     columns = request_columns(body, "input.inputBodyJson", state)
     answer = opened(row["output"])["outputBodyJson"]

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from gptoss_ft.data.formats.common import OBJECTS, RowState, decoded, is_empty
+from gptoss_ft.data.formats.common import OBJECTS, RowState, decoded, is_empty, note_harmless
 from gptoss_ft.data.formats.dialects.block_parts import read_block
-from gptoss_ft.data.layouts.nested import check_nested, opened, the_one, tool_list
+from gptoss_ft.data.layouts.nested import check_nested, is_hollow, opened, the_one, tool_list
 
 PROMPTS = ("messages", "contents", "input", "prompt")
 SYSTEMS = ("system", "systemInstruction", "system_instruction", "instructions")
@@ -33,6 +33,7 @@ _SETTINGS = """
     api_base base_url custom_llm_provider self max_retries stop_token_ids skip_special_tokens
     response_model
 """
+SETTINGS = frozenset(_SETTINGS.split())
 REQUEST = frozenset((_REQUEST + _SETTINGS).split())
 # Where a response keeps the answer, in the order in which they are looked for.
 ANSWERS = (
@@ -91,6 +92,9 @@ def request_columns(raw: Any, key: str, state: RowState) -> dict[str, Any]:
     """
     body = opened(raw)
     check_nested(body, REQUEST, key, state)
+    for name in SETTINGS.intersection(body):
+        if not is_hollow(body[name]):
+            note_harmless(name, body[name], "requests", state)
     columns: dict[str, Any] = {}
     system = the_one(body, SYSTEMS, key, state)
     if system is not None:

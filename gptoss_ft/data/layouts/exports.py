@@ -43,6 +43,7 @@ def _shown(
     known = [parent for parent in parents.values() if parent in parents]
     if len(parents) != len(messages) or len(set(known)) == len(known):
         return list(enumerate(messages))
+    state.note(chatgpt.OTHERS)
     path = set(chatgpt.branch(parents, str(leaf), "chat_messages", state))
     return [(i, message) for i, message in enumerate(messages) if message.get("uuid") in path]
 
