@@ -1,4 +1,4 @@
-"""What stands beside a path of `data.columns`, in the objects and lists that the path goes through.
+"""The parts of a column that a path of `data.columns` passes by.
 
 A column that a path begins with is read in part. The rest of it is treated as columns are: it
 carries nothing to train, is ignored because the user says so, or is refused.
