@@ -252,3 +252,18 @@ def test_maps_are_loaded_once_for_all_refused_rows(monkeypatch: pytest.MonkeyPat
         with pytest.raises(DataError):
             read_row({"instruction": "q", "context": "c", "response": "a", "odd": "o"}, "f:1")
     assert len(loaded) <= len(map_names())
+
+
+ASK = CHAT["messages"][0]
+TWICE = [
+    ({"type": "human", "text": "SECRET", "data": {"content": "q"}}, "`content` stands in"),
+    (ASK | {"name": "Ada"}, "key `name` of messages not read"),
+    (ASK | {"parts": [{"text": "q"}], "content": {"odd": 1}}, "`content` and `parts`"),
+    (ASK | {"content": [{"type": "text", "text": "q", "content": "SECRET"}]}, "`content` are both"),
+]
+
+
+@pytest.mark.parametrize(("message", "found"), TWICE)
+def test_what_is_said_twice_is_read_once_and_told(message: dict[str, Any], found: str) -> None:
+    read = outcome({"messages": [message, CHAT["messages"][1]]}, "")
+    assert found in (read if isinstance(read, str) else " ".join(read.notes))

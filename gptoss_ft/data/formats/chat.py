@@ -40,6 +40,7 @@ from gptoss_ft.harmony.messages import BUILTIN_TOOLS, ROLES, Conversation, Messa
 MESSAGE_KEYS = frozenset(
     ("role", "content", "thinking", "tool_calls", "tool_call_id", "name", "weight")
 )
+NAMED = "key `name` of messages not read: Harmony names the authors of results only"
 # All that most messages have: nothing about their keys needs to be looked at.
 PLAIN_KEYS = {"role", "content"}
 PLAIN_ROLES = ("user", "assistant", "system", "developer")
@@ -174,6 +175,8 @@ def _message(raw: Any, key: str, state: RowState, use: Use) -> Message | None:
     if role not in ROLES:
         _refuse_role(role, key, state)
         return None
+    if role != "tool" and raw.get("name"):
+        state.note(NAMED)
     content = read_content(raw.get("content"), f"{key}.content", state)
     check_words(content or "", role, f"{key}.content", state)
     if role == "assistant":

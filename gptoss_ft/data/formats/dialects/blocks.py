@@ -84,10 +84,10 @@ def _messages(place: str, item: Mapping[str, Any], state: RowState) -> list[Mapp
 
 def _check_copy(content: Any, parts: list[Part], place: str, state: RowState) -> None:
     """Refuses a `content` beside `parts` that says something else."""
-    if not isinstance(content, str) or not content.strip():
+    if is_empty(content) or (isinstance(content, str) and not content.strip()):
         return
     text = "".join("".join(part.value.split()) for part in parts if part.kind == "text")
-    if "".join(content.split()) not in text:
+    if not isinstance(content, str) or "".join(content.split()) not in text:
         what = "`content` and `parts` are both given and differ"
         state.refuse(what, f"{place}.content", content, "keep one of them")
 
@@ -186,7 +186,8 @@ def _spoken(
         message["content"] = text
     thinking = "\n\n".join(part.value for part in parts if part.kind == "thinking")
     given = message.get("thinking")
-    if thinking and isinstance(given, str) and given.strip() not in ("", thinking.strip()):
+    given = given.strip() if isinstance(given, str) else given
+    if thinking and not is_empty(given) and given != thinking.strip():
         what = "the message holds thinking twice, and it differs"
         state.refuse(what, f"{place}.thinking", given, "keep one of them")
     if thinking:

@@ -79,6 +79,11 @@ def _opened(place: str, item: dict[str, Any], state: RowState) -> dict[str, Any]
     if isinstance(inner, OBJECTS):
         outer = {k: v for k, v in item.items() if k not in ("lc", "type", "id", "kwargs", "data")}
         message = {**outer, **{k: v for k, v in inner.items() if v is not None}}
+        twice = [k for k in outer if k != "role" and not is_empty(outer[k]) and k in inner]
+        for name in twice:
+            if outer[name] != inner[name] and not is_empty(inner[name]):
+                what = f"`{name}` stands in the message and around it, and differs"
+                state.refuse(what, f"{place}.{name}", outer[name], "keep one of them")
     made = "lc" in item and isinstance(path, list) and bool(path)
     role = _role_of_class(path[-1] if made and path else message.get("type"))
     if role is not None:
