@@ -20,6 +20,7 @@ from gptoss_ft.data.formats.common import (
     check_keys,
     check_text,
     decoded,
+    is_empty,
     is_utf8,
     read_content,
     read_effort,
@@ -187,6 +188,8 @@ def _message(raw: Any, key: str, state: RowState, use: Use) -> Message | None:
             state.refuse(what, key, mend="write its answer as `content`, or delete the message")
         return message
     _refuse_assistant_keys(raw, role, key, state)
+    if role != "tool" and not is_empty(raw.get("tool_call_id")):
+        state.note("key `tool_call_id` of messages not read: they are no results of tools")
     if content is None:
         if raw.get("content") is None:
             what = f"the {role} message has no content"
@@ -226,7 +229,7 @@ def _refuse_role(role: Any, key: str, state: RowState) -> None:
 
 def _refuse_assistant_keys(raw: Mapping[str, Any], role: str, key: str, state: RowState) -> None:
     for name in ("thinking", "tool_calls"):
-        if raw.get(name):
+        if not is_empty(raw.get(name)):
             mend = "move it to an assistant message"
             state.refuse(f"a {role} message cannot have `{name}`", f"{key}.{name}", mend=mend)
     if raw.get("weight"):
@@ -251,7 +254,7 @@ def _assistant(
 
 def _thinking(raw: Mapping[str, Any], content: str, key: str, state: RowState) -> tuple[str, str]:
     """Splits a message into its thinking and the remaining content."""
-    thinking = raw.get("thinking") or ""
+    thinking = "" if is_empty(raw.get("thinking")) else raw["thinking"]
     if not isinstance(thinking, str):
         state.refuse("`thinking` is not a text", f"{key}.thinking", thinking, "write a string")
         return "", content
