@@ -151,7 +151,9 @@ NOTED = [
 
 @pytest.mark.parametrize(("nodes", "note"), NOTED)
 def test_what_is_left_out_is_said(nodes: tuple[Any, ...], note: str) -> None:
-    assert [note in line for line in read(exported(*nodes)).notes] == [True]
+    notes = read(exported(*nodes)).notes
+    told = [line for line in notes if "nothing to train" not in line]
+    assert [note in line for line in told] == [True]
 
 
 IMAGE = {"content_type": "image_asset_pointer", "asset_pointer": "file-service://x"}

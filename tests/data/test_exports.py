@@ -165,7 +165,8 @@ NOTED = [
 @pytest.mark.parametrize(("response", "note"), NOTED)
 def test_what_became_of_an_answer_is_said(response: dict[str, Any], note: str) -> None:
     notes = read({"request": {"messages": [USER]}, "response": response}).notes
-    assert [note in line for line in notes] == [True]
+    told = [line for line in notes if "nothing to train" not in line]
+    assert [note in line for line in told] == [True]
 
 
 BAD: list[tuple[dict[str, Any], str, str]] = [

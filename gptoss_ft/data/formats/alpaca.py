@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gptoss_ft.data.formats.chat import check_turns
+from gptoss_ft.data.formats.chat import assembled, check_turns
 from gptoss_ft.data.formats.common import (
     Placed,
     RowState,
@@ -17,6 +17,7 @@ from gptoss_ft.data.formats.common import (
 )
 from gptoss_ft.data.formats.raw_tokens import check_words
 from gptoss_ft.data.formats.thinking import split_thinking
+from gptoss_ft.data.formats.tool_schemas import read_tools
 from gptoss_ft.harmony.messages import Conversation, Message
 
 
@@ -29,6 +30,7 @@ def parse_alpaca(
     turns come from `history`, a list of [question, answer].
     """
     effort = read_effort(row, state)
+    tools = read_tools(row, state)
     placed: list[Placed] = []
     placed += _history(row.get("history"), state)
     refuse_missing(row, "instruction", state, "write what is asked")
@@ -40,8 +42,7 @@ def parse_alpaca(
     placed += _answers(row, state, needs_answer)
     if not state.problems:
         check_turns(placed, state, needs_answer)
-    state.check()
-    return Conversation(tuple(item.message for item in placed), effort=effort)
+    return assembled(placed, tools, effort, state)
 
 
 def _optional(raw: Any, key: str, state: RowState) -> str:

@@ -20,6 +20,7 @@ from gptoss_ft.data.formats.common import (
     check_keys,
     check_text,
     decoded,
+    is_empty,
     is_utf8,
     read_content,
     read_effort,
@@ -40,6 +41,7 @@ from gptoss_ft.harmony.messages import BUILTIN_TOOLS, ROLES, Conversation, Messa
 MESSAGE_KEYS = frozenset(
     ("role", "content", "thinking", "tool_calls", "tool_call_id", "name", "weight")
 )
+NAMED = "key `name` of messages not read: Harmony names the authors of results only"
 # All that most messages have: nothing about their keys needs to be looked at.
 PLAIN_KEYS = {"role", "content"}
 PLAIN_ROLES = ("user", "assistant", "system", "developer")
@@ -174,6 +176,8 @@ def _message(raw: Any, key: str, state: RowState, use: Use) -> Message | None:
     if role not in ROLES:
         _refuse_role(role, key, state)
         return None
+    if role != "tool" and raw.get("name"):
+        state.note(NAMED)
     content = read_content(raw.get("content"), f"{key}.content", state)
     check_words(content or "", role, f"{key}.content", state)
     if role == "assistant":
@@ -184,6 +188,8 @@ def _message(raw: Any, key: str, state: RowState, use: Use) -> Message | None:
             state.refuse(what, key, mend="write its answer as `content`, or delete the message")
         return message
     _refuse_assistant_keys(raw, role, key, state)
+    if role != "tool" and not is_empty(raw.get("tool_call_id")):
+        state.note("key `tool_call_id` of messages not read: they are no results of tools")
     if content is None:
         if raw.get("content") is None:
             what = f"the {role} message has no content"
@@ -223,7 +229,7 @@ def _refuse_role(role: Any, key: str, state: RowState) -> None:
 
 def _refuse_assistant_keys(raw: Mapping[str, Any], role: str, key: str, state: RowState) -> None:
     for name in ("thinking", "tool_calls"):
-        if raw.get(name):
+        if not is_empty(raw.get(name)):
             mend = "move it to an assistant message"
             state.refuse(f"a {role} message cannot have `{name}`", f"{key}.{name}", mend=mend)
     if raw.get("weight"):
@@ -248,7 +254,7 @@ def _assistant(
 
 def _thinking(raw: Mapping[str, Any], content: str, key: str, state: RowState) -> tuple[str, str]:
     """Splits a message into its thinking and the remaining content."""
-    thinking = raw.get("thinking") or ""
+    thinking = "" if is_empty(raw.get("thinking")) else raw["thinking"]
     if not isinstance(thinking, str):
         state.refuse("`thinking` is not a text", f"{key}.thinking", thinking, "write a string")
         return "", content

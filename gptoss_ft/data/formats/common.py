@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
-from gptoss_ft.data.formats.harmless import is_harmless
+from gptoss_ft.data.formats.harmless import is_harmless, weight_of
 from gptoss_ft.data.formats.json_text import load_json
 from gptoss_ft.errors import DataError, Problem
 from gptoss_ft.harmony.messages import EFFORTS, Message, SystemLines, ToolSpec
@@ -32,6 +32,7 @@ _KEY = re.compile(r"(?<=\]\.)\w+")
 # What JSON objects may be. Asking for Mapping alone is slow, and nearly all are dicts.
 OBJECTS = (dict, Mapping)
 TEXT_PARTS = ("text",)
+PART_KEYS = frozenset(("type", "text"))
 EFFORT_COLUMNS = frozenset(("reasoning_effort", "chat_template_kwargs", "reasoning"))
 # Key of a message that a dialect has read already, beside its role and what is said of its weight.
 NATIVE = "<message>"
@@ -191,15 +192,29 @@ def refuse_missing(row: Mapping[str, Any], name: str, state: RowState, mend: str
         state.refuse(f"the row has no `{name}`", found=given, mend=mend)
 
 
-def check_keys(raw: Mapping[str, Any], known: frozenset[str], key: str, state: RowState) -> None:
-    """Refuses keys with content that are neither read nor harmless nor ignored by the user."""
+def check_keys(
+    raw: Mapping[str, Any],
+    known: frozenset[str],
+    key: str,
+    state: RowState,
+    of: str = "messages",
+) -> None:
+    """Refuses keys with content that are neither read nor harmless nor ignored by the user.
+
+    Args:
+        raw: the object.
+        known: the keys that are read.
+        key: its place.
+        state: of the row; harmless keys are noted there.
+        of: what the object is one of, for notes.
+    """
     for name, value in raw.items():
         if name in known or is_empty(value):
             continue
         if name in state.ignore:
-            state.note(f"key `{name}` of messages ignored, as data.ignore says")
+            state.note(f"key `{name}` of {of} ignored, as data.ignore says")
         elif is_harmless(str(name)):
-            state.note(f"key `{name}` of messages not read: it carries nothing to train")
+            note_harmless(name, value, of, state)
         else:
             near = nearest(str(name), tuple(sorted(known)))
             guess = f"did you mean `{near}`? else " if near else ""
@@ -210,6 +225,16 @@ def check_keys(raw: Mapping[str, Any], known: frozenset[str], key: str, state: R
                 f"{guess}rename it to one of {', '.join(sorted(known))}, or say "
                 f"{shell_list('data.ignore', [str(name)])} to train without it",
             )
+
+
+def note_harmless(name: str, value: Any, of: str, state: RowState) -> None:
+    """Notes a key that is not read, and what it holds where that is more than its name promises."""
+    held = weight_of(value)
+    state.note(
+        f"key `{name}` of {of} not read: it holds {held}"
+        if held
+        else f"key `{name}` of {of} not read: it carries nothing to train"
+    )
 
 
 def is_empty(value: Any) -> bool:
@@ -285,6 +310,8 @@ def read_content(
 def _part(part: Any, key: str, state: RowState, kinds: tuple[str, ...]) -> str | None:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if isinstance(part, Mapping) and kind in kinds and isinstance(part.get("text"), str):
+        if len(part) > len(PART_KEYS) or not part.keys() <= PART_KEYS:
+            check_keys(part, PART_KEYS, key, state, of="parts")
         return check_text(part["text"], key, state)
     if isinstance(kind, str) and kind not in kinds:
         what = f"gpt-oss reads text only, and this part is of type {kind!r}"

@@ -7,7 +7,9 @@ the list, or ends in one of a few words that can mean only one thing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 _ORIGIN = """
     id ids idx index uuid guid uid hash md5 sha sha1 sha256 key row rownum line number no source
@@ -62,6 +64,14 @@ _BESIDE = """
     notes status index_name avatar avatarurl avatar_url views likes upvotes votes
 """
 NAMES = frozenset(" ".join((_ORIGIN, _TIME, _KIND, _MADE, _JUDGED, _BESIDE)).split())
+# Longer texts with blanks in them are prose, whatever their column is called.
+LONG = 200
+# What trains or steers a model wherever it stands, also inside an object of a harmless name.
+MEANT = (
+    "messages", "conversations", "conversation", "system", "system_prompt", "system_message",
+    "instructions", "tools", "functions", "label", "chosen", "rejected", "thinking", "reasoning",
+    "weight", "train",
+)  # fmt: skip
 # A name that ends so is an identity, a place, a time or a count, whatever stands before it.
 ENDINGS = ("_id", "_ids", "_uuid", "_hash", "_url", "_uri", "_timestamp", "_tokens", "_source")
 
@@ -77,3 +87,29 @@ def is_harmless(name: str) -> bool:
     """Returns whether a column or key of this name carries nothing to train."""
     folded = fold(name)
     return folded.startswith("__") or folded in NAMES or folded.endswith(ENDINGS)
+
+
+def weight_of(value: Any) -> str:
+    """Describes what a value of a harmless name holds that may be worth training; empty where it
+    holds nothing of the kind.
+    """
+    if isinstance(value, str):
+        return "texts of some length" if len(value) > LONG and " " in value else ""
+    if isinstance(value, list) and value:
+        if isinstance(value[0], str) and any(map(weight_of, value)):
+            return "texts of some length"
+        return "messages" if all(map(_is_message, value)) else ""
+    if isinstance(value, Mapping):
+        meant = [f"`{name}`" for name in MEANT if value.get(name) not in (None, "", [], {})]
+        return ", ".join(meant) or ("texts of some length" if _has_prose(value) else "")
+    return ""
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, Mapping) and (
+        ("role" in value and "content" in value) or ("from" in value and "value" in value)
+    )
+
+
+def _has_prose(value: Mapping[str, Any]) -> bool:
+    return any(isinstance(item, str) and weight_of(item) for item in value.values())

@@ -31,6 +31,7 @@ from gptoss_ft.data.formats.transcripts import transcript, turns_of
 from gptoss_ft.harmony.messages import Message, Preference, ToolSpec
 
 SETTINGS = ("tools", "builtin_tools", "reasoning_effort")
+ROW_SETTINGS = (*SETTINGS, "functions", "chat_template_kwargs", "reasoning")
 INPUT_KEYS = frozenset(("messages", *SETTINGS))
 ELSEWHERE = "`prompt` is none of the user's messages in `chosen`, which are trained as they stand"
 INPUT_MEND = 'write {"messages": [...]}, and `tools` beside them if there are any'
@@ -47,7 +48,7 @@ def parse_openai_preference(
     del needs_answer
     inputs = _inputs(row, state)
     # Settings belong beside the messages, and are found beside the outputs as well.
-    settings = {name: row.get(name) for name in SETTINGS}
+    settings = {name: row.get(name) for name in ROW_SETTINGS}
     settings |= {name: value for name, value in inputs.items() if value is not None}
     effort = read_effort(settings, state)
     in_row = inputs.get("tools") is None

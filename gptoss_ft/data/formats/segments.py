@@ -6,9 +6,17 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from gptoss_ft.data.formats.common import OBJECTS, RowState, check_text, decoded, refuse_missing
+from gptoss_ft.data.formats.common import (
+    OBJECTS,
+    RowState,
+    check_keys,
+    check_text,
+    decoded,
+    refuse_missing,
+)
 from gptoss_ft.harmony.messages import Document
 
+SEGMENT_KEYS = frozenset(("label", "text"))
 LABELS: Mapping[Any, bool] = {True: True, False: False, "true": True, "false": False}
 MEND = 'write [{"label": true, "text": …}, …]'
 # Tokens that other models' chat templates write; here they would be trained as words.
@@ -62,6 +70,7 @@ def _segment(raw: Any, key: str, state: RowState) -> tuple[str, bool]:
     if not isinstance(text, str) or not isinstance(label, str | bool | int) or label not in LABELS:
         state.refuse("not a segment", key, raw, MEND)
         return "", False
+    check_keys(raw, SEGMENT_KEYS, key, state, of="segments")
     return check_text(text, f"{key}.text", state), LABELS[label]
 
 

@@ -29,6 +29,7 @@ MISSING_NOTE = "calls without arguments that their tool requires"
 UNKNOWN_NOTE = "calls with arguments that their tool does not declare"
 TWICE_NOTE = "arguments of calls encoded twice: one encoding taken off"
 NO_OBJECT_NOTE = "arguments of calls that are JSON, but no object: trained as they stand"
+OTHER_NAME_NOTE = "key `name` of results of tools not read: their call has another name"
 EMPTY_NOTE = "calls without arguments: written with `{}`"
 CALL_MEND = 'write [{"id": …, "type": "function", "function": {"name": …, "arguments": {…}}}]'
 
@@ -224,6 +225,8 @@ def result_of(
     call_id, name = raw.get(id_key), raw.get("name")
     what = "the tool result answers a call that was not made before it"
     if isinstance(call_id, str) and call_id in state.calls:
+        if name and name != state.calls[call_id][0]:
+            state.note(OTHER_NAME_NOTE)
         return state.calls[call_id]
     if call_id is not None:
         mend = f"write the id of an earlier call: {listed(state.calls)}"

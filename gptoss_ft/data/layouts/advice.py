@@ -12,7 +12,7 @@ from gptoss_ft.data.formats.harmless import fold, is_harmless
 from gptoss_ft.data.formats.ratings import RATING_NAMES, rating_advice
 from gptoss_ft.data.layouts import names
 from gptoss_ft.data.layouts.columns import paths_of
-from gptoss_ft.data.layouts.maps import load_map, matching_maps
+from gptoss_ft.data.layouts.maps import matching_maps, packaged_map
 from gptoss_ft.data.layouts.plan import NEEDED, Plan
 
 # Of difflib: how near a column comes to a name that it may be a misspelling of.
@@ -61,7 +61,7 @@ def _map_advice(row: Mapping[str, Any], open_: Sequence[str]) -> str:
     """Names the map that knows the row's columns, if there is one."""
     given = [name for name, value in row.items() if value is not None]
     for name in matching_maps(given):
-        known = load_map(name, name)
+        known = packaged_map(name)
         sources = (known.get("columns") or {}).values()
         read = {path.split(".")[0] for source in sources for path in paths_of(source)}
         ignored = {*(known.get("ignore") or ())}

@@ -15,7 +15,7 @@ from gptoss_ft.data.layouts.bodies import (
     system_text,
 )
 from gptoss_ft.data.layouts.layout import Layout
-from gptoss_ft.data.layouts.nested import is_hollow, opened, the_one, tool_list
+from gptoss_ft.data.layouts.nested import check_nested, is_hollow, opened, the_one, tool_list
 
 REQUESTS = ("request", "request_body", "requestBody", "raw_request", "params", "body")
 BATCHES = ("body", "params", "request")
@@ -127,6 +127,13 @@ def convert_stored(row: Mapping[str, Any], state: RowState) -> dict[str, Any]:
     return sample(columns, _answer(row["response"], "response", row, state))
 
 
+_LOG = """
+    inputBodyJson inputContentType inputTokenCount cacheReadInputTokenCount outputBodyJson
+    cacheWriteInputTokenCount outputContentType outputTokenCount
+"""
+LOG_KEYS = frozenset(_LOG.split())
+
+
 def fits_bedrock_log(row: Mapping[str, Any]) -> bool:
     """Returns whether the row is one of Bedrock's logs of invocations."""
     bodies = (opened(row.get("input")), opened(row.get("output")))
@@ -135,6 +142,8 @@ def fits_bedrock_log(row: Mapping[str, Any]) -> bool:
 
 def convert_bedrock_log(row: Mapping[str, Any], state: RowState) -> dict[str, Any]:
     """Reads the bodies of a logged invocation."""
+    for name in ("input", "output"):
+        check_nested(opened(row[name]), LOG_KEYS, name, state)
     body = opened(row["input"])["inputBodyJson"]
     columns = request_columns(body, "input.inputBodyJson", state)
     answer = opened(row["output"])["outputBodyJson"]
@@ -212,6 +221,9 @@ _TUNED = """
     labels schemaVersion
 """
 BEDROCK = frozenset(_BEDROCK.split())
+PASSED = BEDROCK - {"input", "output"}
+LOGGED = frozenset(_LOGGED.split()) - {"error", "error_str"}
+TUNED = frozenset(_TUNED.split()) - {"tools", "toolConfig", "tool_config"}
 CONVERSE = frozenset((*_TUNED.split(), *SYSTEMS, "messages"))
 GEMINI = frozenset((*_TUNED.split(), *SYSTEMS, "contents", "completions"))
 
@@ -230,12 +242,18 @@ def _stored(row: Mapping[str, Any]) -> set[str]:
 
 
 LAYOUTS = (
-    Layout("Bedrock invocation log", fits_bedrock_log, convert_bedrock_log, lambda row: BEDROCK),
-    Layout("API request and response", fits_pair, convert_pair, _pair),
-    Layout("batch of API requests", fits_request, convert_request, _request),
+    Layout(
+        "Bedrock invocation log",
+        fits_bedrock_log,
+        convert_bedrock_log,
+        lambda row: BEDROCK,
+        BEDROCK - {"input", "output"},
+    ),
+    Layout("API request and response", fits_pair, convert_pair, _pair, LOGGED),
+    Layout("batch of API requests", fits_request, convert_request, _request, LOGGED),
     Layout("batch of API responses", fits_answer, refuse_answer, lambda row: [*row]),
-    Layout("stored completion", fits_stored, convert_stored, _stored),
-    Layout("Gemini contents", fits_gemini, convert_gemini, lambda row: GEMINI),
-    Layout("Bedrock conversation", fits_declared, convert_declared, lambda row: CONVERSE),
+    Layout("stored completion", fits_stored, convert_stored, _stored, LOGGED),
+    Layout("Gemini contents", fits_gemini, convert_gemini, lambda row: GEMINI, TUNED),
+    Layout("Bedrock conversation", fits_declared, convert_declared, lambda row: CONVERSE, TUNED),
     Layout("OpenAI evals sample", fits_eval, convert_eval, lambda row: ("input", "ideal")),
 )

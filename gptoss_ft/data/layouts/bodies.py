@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from gptoss_ft.data.formats.common import OBJECTS, RowState, decoded, is_empty
+from gptoss_ft.data.formats.common import OBJECTS, RowState, decoded, is_empty, note_harmless
 from gptoss_ft.data.formats.dialects.block_parts import read_block
-from gptoss_ft.data.layouts.nested import check_nested, opened, the_one, tool_list
+from gptoss_ft.data.layouts.nested import check_nested, is_hollow, opened, the_one, tool_list
 
 PROMPTS = ("messages", "contents", "input", "prompt")
 SYSTEMS = ("system", "systemInstruction", "system_instruction", "instructions")
@@ -33,6 +33,7 @@ _SETTINGS = """
     api_base base_url custom_llm_provider self max_retries stop_token_ids skip_special_tokens
     response_model
 """
+SETTINGS = frozenset(_SETTINGS.split())
 REQUEST = frozenset((_REQUEST + _SETTINGS).split())
 # Where a response keeps the answer, in the order in which they are looked for.
 ANSWERS = (
@@ -74,6 +75,11 @@ FINISHES = MappingProxyType(
         ),
     }
 )
+# What a response that is itself a message says.
+SPOKEN = (
+    "role", "content", "text", "tool_calls", "function_call", "name", "additional_kwargs",
+    "reasoning", "reasoning_content", "reasoning_details", "thinking", "refusal",
+)  # fmt: skip
 ITEM_TYPES = ("message", "reasoning", "function_call", "function_call_output")
 
 
@@ -91,6 +97,9 @@ def request_columns(raw: Any, key: str, state: RowState) -> dict[str, Any]:
     """
     body = opened(raw)
     check_nested(body, REQUEST, key, state)
+    for name in SETTINGS.intersection(body):
+        if not is_hollow(body[name]):
+            note_harmless(name, body[name], "requests", state)
     columns: dict[str, Any] = {}
     system = the_one(body, SYSTEMS, key, state)
     if system is not None:
@@ -185,16 +194,30 @@ def answer_of(raw: Any, key: str, state: RowState) -> list[Any]:
         mend = "delete the row, or say 'data.on_bad=drop'"
         state.refuse("the response holds no answer", key, raw, mend)
         return []
+    _note_rest(body, name, key, state)
     if name is not None and name in READERS:
         return list(READERS[name](body[name], f"{key}.{name}", state))
     return [{"role": "assistant", **_spoken(body)}]
 
 
+def _note_rest(body: Mapping[str, Any], name: str | None, key: str, state: RowState) -> None:
+    """Notes what a response holds beside the answer."""
+    read = (name,) if name in READERS else (*SPOKEN, "type")
+    for other, value in body.items():
+        if other in RESPONSE and other not in read and not is_hollow(value):
+            state.note(f"key `{other}` of responses not read: the answer stands beside it")
+    if (
+        name not in READERS
+        and "content" in body
+        and body.get("text") not in (None, "", body["content"])
+    ):
+        what = "`content` and `text` are both given and differ"
+        state.refuse(what, f"{key}.text", body["text"], "keep one of them")
+
+
 def _spoken(body: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what a response says that is itself a message."""
-    names = ("role", "content", "text", "tool_calls", "function_call", "name", "additional_kwargs")
-    thoughts = ("reasoning", "reasoning_content", "reasoning_details", "thinking", "refusal")
-    said = {name: body[name] for name in (*names, *thoughts) if name in body}
+    said = {name: body[name] for name in SPOKEN if name in body}
     if body.get("type") in ("ai", "AIMessage", "AIMessageChunk"):
         said["role"] = "assistant"
     if "content" in said:
@@ -221,6 +244,9 @@ def _choice(raw: Any, key: str, state: RowState) -> list[Any]:
     """Reads OpenAI's `choices`, and LangChain's `generations`."""
     choice = _first(raw, key, state)
     message = choice.get("message", choice.get("text"))
+    for name in CHOICE.intersection(choice) - {"type", "index"}:
+        if choice[name] is not message and not is_hollow(choice[name]):
+            state.note(f"key `{name}` of choices not read: the answer stands beside it")
     if isinstance(message, OBJECTS):
         kept = opened(message)
         if not (kept.keys() & {"role", "lc", "data"} or kept.get("type") in ("ai", "AIMessage")):

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from gptoss_ft.data.formats.common import OBJECTS, RowState, is_empty, shell_list
+from gptoss_ft.data.formats.common import OBJECTS, RowState, is_empty, note_harmless, shell_list
 from gptoss_ft.data.layouts.layout import Layout
-from gptoss_ft.data.layouts.nested import check_nested, opened
+from gptoss_ft.data.layouts.nested import check_nested, is_hollow, opened
 
 HIDDEN = "messages that ChatGPT hides left out"
 RECAPS = "notes such as `Thought for 8 seconds` left out"
@@ -17,11 +17,14 @@ CONTEXTS = "custom instructions and memories of ChatGPT read as system messages"
 FILES = "messages with files, which the export does not hold"
 CUT = "answers that were stopped or cut off: they are trained as they stand"
 MARKS = "answers with ChatGPT's marks of citations in the text"
+OTHERS = "messages of branches that are not shown left out"
 UNANSWERED = "thinking that nothing follows left out"
 _MESSAGE = """
     id author create_time update_time content status end_turn weight metadata recipient channel
 """
 MESSAGE_KEYS = frozenset(_MESSAGE.split())
+NODE_KEYS = frozenset(("id", "message", "parent", "children"))
+AUTHOR_KEYS = frozenset(("role", "name", "metadata"))
 CONTEXT_KEYS = ("user_profile", "user_instructions", "model_set_context")
 # The text of each kind of content, by its key; `parts` and `thoughts` are lists.
 TEXT_OF = MappingProxyType(
@@ -64,8 +67,12 @@ def convert(row: Mapping[str, Any], state: RowState) -> dict[str, Any]:
         state,
     )
     reader = _Branch(state)
+    if len(path) < len(nodes):
+        state.note(OTHERS)
     for name in path:
-        message = opened(opened(nodes[name]).get("message"))
+        node = opened(nodes[name])
+        check_nested(node, NODE_KEYS, f"mapping.{name}", state)
+        message = opened(node.get("message"))
         if message:
             reader.read(message, f"mapping.{name}.message")
     messages = reader.ended()
@@ -111,9 +118,12 @@ class _Branch:
         """Reads one message."""
         state = self.state
         check_nested(message, MESSAGE_KEYS, key, state)
+        check_nested(opened(message.get("author")), AUTHOR_KEYS, f"{key}.author", state)
         author, metadata = opened(message.get("author")), opened(message.get("metadata"))
         role, name = author.get("role"), str(author.get("name") or "")
         content = opened(message.get("content"))
+        if not (is_hollow(metadata) and is_hollow(author.get("metadata"))):
+            note_harmless("metadata", metadata, "exports", state)
         kind = content.get("content_type")
         recipient = str(message.get("recipient") or EVERYBODY)
         if {recipient, name} & state.ignore:
@@ -293,5 +303,6 @@ _PASSES = """
     memory_scope sugar_item_id sugar_item_visible is_study_mode owner context_scopes pinned_time
     is_read_only id
 """
-READS = frozenset(("mapping", "current_node", *_PASSES.split()))
-LAYOUT = Layout("ChatGPT export", fits, convert, lambda row: READS)
+PASSES = frozenset(_PASSES.split())
+READS = PASSES | {"mapping", "current_node"}
+LAYOUT = Layout("ChatGPT export", fits, convert, lambda row: READS, PASSES)

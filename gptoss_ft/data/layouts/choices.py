@@ -283,4 +283,4 @@ def _answer(raw: Any, prompt: Any, key: str, state: RowState) -> Any:
     ]
 
 
-LAYOUTS = (Layout("two answers and a choice", fits, convert, reads),)
+LAYOUTS = (Layout("two answers and a choice", fits, convert, reads, BESIDE),)

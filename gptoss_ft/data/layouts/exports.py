@@ -43,6 +43,7 @@ def _shown(
     known = [parent for parent in parents.values() if parent in parents]
     if len(parents) != len(messages) or len(set(known)) == len(known):
         return list(enumerate(messages))
+    state.note(chatgpt.OTHERS)
     path = set(chatgpt.branch(parents, str(leaf), "chat_messages", state))
     return [(i, message) for i, message in enumerate(messages) if message.get("uuid") in path]
 
@@ -96,7 +97,8 @@ _CLAUDE = """
     settings is_starred is_temporary project project_uuid platform
 """
 CLAUDE = frozenset(_CLAUDE.split())
+CLAUDE_READ = frozenset(("chat_messages", "current_leaf_message_uuid"))
 LAYOUTS = (
     chatgpt.LAYOUT,
-    Layout("Claude export", fits_claude, convert_claude, lambda row: CLAUDE),
+    Layout("Claude export", fits_claude, convert_claude, lambda row: CLAUDE, CLAUDE - CLAUDE_READ),
 )

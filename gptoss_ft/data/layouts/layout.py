@@ -15,10 +15,12 @@ class Layout(NamedTuple):
         name: as the user sees it.
         fits: tells cheaply, by names and shape, whether a row is laid out so.
         convert: writes the row in the columns of a format; problems go into the state.
-        reads: names the columns that `convert` reads.
+        reads: names the columns that `convert` knows.
+        passes: names those of them that say nothing to train, and are not read.
     """
 
     name: str
     fits: Callable[[Mapping[str, Any]], bool]
     convert: Callable[[Mapping[str, Any], RowState], dict[str, Any]]
     reads: Callable[[Mapping[str, Any]], Collection[str]]
+    passes: frozenset[str] = frozenset()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from gptoss_ft.validation import did_you_mean, listed
 KEYS = ("format", "columns", "ignore")
 
 
-def map_names() -> list[str]:
+@lru_cache(maxsize=1)
+def map_names() -> tuple[str, ...]:
     """Returns the names of the maps that come with the package."""
-    return sorted(file.stem for file in (asset("configs") / "maps").glob("*.yaml"))
+    return tuple(sorted(file.stem for file in (asset("configs") / "maps").glob("*.yaml")))
 
 
 def load_map(name: str, where: str) -> Mapping[str, Any]:
@@ -36,12 +38,22 @@ def load_map(name: str, where: str) -> Mapping[str, Any]:
         ConfigError: there is no such map, or it is not one.
     """
     file = Path(name)
-    if file.suffix not in (".yaml", ".yml"):
-        file = asset("configs") / "maps" / f"{name}.yaml"
-        if not file.is_file():
-            known = map_names()
-            mend = f"{did_you_mean(name, known)}write {listed(known)}, or the path of a YAML file"
-            raise ConfigError(Problem("there is no such map", where, repr(name), mend))
+    if file.suffix in (".yaml", ".yml"):
+        return _loaded(file, where)
+    known = map_names()
+    if name not in known:
+        mend = f"{did_you_mean(name, known)}write {listed(known)}, or the path of a YAML file"
+        raise ConfigError(Problem("there is no such map", where, repr(name), mend))
+    return packaged_map(name)
+
+
+@lru_cache(maxsize=256)
+def packaged_map(name: str) -> Mapping[str, Any]:
+    """Loads a map that comes with the package, once: errors of a million rows may name it."""
+    return _loaded(asset("configs") / "maps" / f"{name}.yaml", "map")
+
+
+def _loaded(file: Path, where: str) -> Mapping[str, Any]:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -72,13 +84,22 @@ def matching_maps(given: Collection[str]) -> list[str]:
     Args:
         given: the row's columns that hold something.
     """
-    found = []
-    for name in map_names():
-        columns = (load_map(name, name).get("columns") or {}).values()
-        paths = {path.split(".")[0] for source in columns for path in paths_of(source)}
-        if paths and paths <= set(given):
-            found.append((len(paths), name))
+    there = set(given)
+    found = [(len(heads), name) for name, heads in _heads().items() if heads and heads <= there]
     return [name for _, name in sorted(found, reverse=True)]
+
+
+@lru_cache(maxsize=1)
+def _heads() -> Mapping[str, frozenset[str]]:
+    """Returns the columns that each map of the package reads."""
+    return {
+        name: frozenset(
+            path.split(".")[0]
+            for source in (packaged_map(name).get("columns") or {}).values()
+            for path in paths_of(source)
+        )
+        for name in map_names()
+    }
 
 
 def _content_problems(content: Any, where: str) -> list[Problem]:

@@ -6,7 +6,14 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gptoss_ft.data.formats.common import OBJECTS, RowState, decoded, is_empty, shell_list
+from gptoss_ft.data.formats.common import (
+    OBJECTS,
+    RowState,
+    decoded,
+    is_empty,
+    note_harmless,
+    shell_list,
+)
 from gptoss_ft.data.formats.harmless import is_harmless
 
 
@@ -38,10 +45,13 @@ def is_hollow(value: Any) -> bool:
 def check_nested(raw: Mapping[str, Any], known: frozenset[str], key: str, state: RowState) -> None:
     """Refuses the keys of an object inside a row that carry something and are not read."""
     for name, value in raw.items():
-        if name in known or is_hollow(value) or is_harmless(name):
+        if name in known or is_hollow(value):
             continue
         if name in state.ignore:
             state.note(f"key `{name}` of `{key}` ignored, as data.ignore says")
+            continue
+        if is_harmless(name):
+            note_harmless(name, value, "exports", state)
             continue
         state.refuse(
             f"this key carries meaning that is not read: `{name}`",

@@ -45,7 +45,9 @@ CONVERSATIONAL = ("chat", "sharegpt")
 ANSWERING = (*CONVERSATIONAL, "prompt_completion", "alpaca", "kto", "responses")
 # Formats, and columns of theirs, that are read as they stand.
 SIMPLE = ("chat", "sharegpt", "prompt_completion", "text")
-PLAIN_SLOTS = ("messages", "prompt", "completion", "text", "tools", *SETTINGS)
+PLAIN_SLOTS = (
+    "messages", "prompt", "completion", "text", "tools", "builtin_tools", "reasoning_effort",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Plan(NamedTuple):
         moves: what is read, and the column, path or template it comes from.
         rest: columns that are neither read nor harmless nor ignored.
         lines: for the user, how each column is read.
+        quiet: columns that carry nothing to train, by their names.
         doubts: the columns between which the names leave a doubt, by what they would be read as.
         simple: whether all that is to do is to read the columns under the format's names.
         renamed: the columns that have other names, by the format's.
@@ -83,6 +86,7 @@ class Plan(NamedTuple):
     doubts: tuple[tuple[str, tuple[str, ...]], ...] = ()
     simple: bool = False
     renamed: tuple[tuple[str, str], ...] = ()
+    quiet: tuple[str, ...] = ()
 
 
 @lru_cache(maxsize=4096)
@@ -103,7 +107,8 @@ def plan_of(signature: tuple[str, ...], reading: Reading) -> Plan:
     rest = [name for name in columns.free.values() if not _says_nothing(name, found.format)]
     lines = [_line(slot, source) for slot, source in moves]
     lines += [f"{name}: ignored, as data.ignore says" for name in given if name in reading.ignore]
-    lines += [f"{name}: not read" for name in columns.free.values() if name not in rest]
+    quiet = tuple(name for name in columns.free.values() if name not in rest)
+    lines += [f"{name}: not read" for name in quiet]
     return Plan(
         found.format,
         tuple(moves),
@@ -112,6 +117,7 @@ def plan_of(signature: tuple[str, ...], reading: Reading) -> Plan:
         found.doubts,
         found.format in SIMPLE and all(s in PLAIN_SLOTS and name in given for s, name in moves),
         tuple((slot, name) for slot, name in moves if slot != name),
+        quiet,
     )
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from gptoss_ft.data.formats.common import RowState, decoded, shell_list
+from gptoss_ft.data.formats.common import RowState, decoded, is_empty, shell_list
 from gptoss_ft.data.formats.ratings import read_number
 from gptoss_ft.data.layouts.asked import (
     Asked,
@@ -43,7 +43,6 @@ _BESIDE_TEXT = """
 """
 BESIDE = frozenset(_BESIDE_TEXT.split())
 BEST = "several answers with ranks or scores, read as one pair: the best against the worst"
-FIELDS = "fields of ranked answers beside text and rank or score not read"
 _TURNS = re.compile(r"\n\n(Human|Assistant): ?")
 
 
@@ -132,9 +131,15 @@ def _measured(row: Row, plan: _Plan, state: RowState) -> list[tuple[Any, float |
         text, key = _key(answer, TEXTS), _key(answer, (*RANKS, *SCORES))
         number = read_number(answer[key]) if key else None
         found.append((answer.get(text), _signed(number, key or "")))
-        if len(answer) > 2:
-            state.note(FIELDS)
+        _note_rest(answer, {text, key}, state)
     return found
+
+
+def _note_rest(answer: Row, read: set[str | None], state: RowState) -> None:
+    """Notes what else is said of an answer."""
+    for name, value in answer.items():
+        if name not in read and not is_empty(value):
+            state.note(f"field `{name}` of ranked answers not read")
 
 
 def _signed(number: float | None, name: str) -> float | None:
@@ -211,5 +216,5 @@ def _columns(row: Row) -> frozenset[str]:
 LAYOUTS = (
     Layout("summaries", fits_summaries, convert_summaries, reads_summaries),
     Layout("rated steps", fits_steps, refuse_steps, _columns),
-    Layout("ranked answers", fits, convert, reads),
+    Layout("ranked answers", fits, convert, reads, BESIDE),
 )

@@ -6,15 +6,16 @@ is refused: nothing is left out in silence.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from gptoss_ft.data.formats.common import RowState, decoded, is_empty
-from gptoss_ft.data.formats.harmless import is_harmless
+from gptoss_ft.data.formats.common import OBJECTS, RowState, decoded, is_empty
+from gptoss_ft.data.formats.harmless import LONG, fold, is_harmless, weight_of
 from gptoss_ft.data.layouts import names, ratings
 from gptoss_ft.data.layouts.advice import refuse_doubt, refuse_unknown, refuse_unread
 from gptoss_ft.data.layouts.columns import value_of
 from gptoss_ft.data.layouts.layout import Layout
+from gptoss_ft.data.layouts.nested import check_nested
 from gptoss_ft.data.layouts.plan import (
     LIST_MARK,
     NEEDED,
@@ -22,7 +23,9 @@ from gptoss_ft.data.layouts.plan import (
     Reading,
     plan_of,
 )
+from gptoss_ft.data.layouts.siblings import check_siblings
 from gptoss_ft.data.layouts.table import LAYOUTS
+from gptoss_ft.data.layouts.template_settings import COLUMN, read_template_settings
 
 # Formats that a row may seem to have which is laid out in a way of its own.
 UNSETTLED = ("", "responses")
@@ -32,6 +35,10 @@ RATED = ("chat", "sharegpt", "alpaca")
 MERGED = ("system", "thinking", "tools")
 # A text shorter than this stands in many others by chance.
 COPY_LENGTH = 20
+# What `reasoning` holds as an object: settings of the Responses API.
+REASONING_KEYS = frozenset(("effort", "summary", "generate_summary", "enabled", "max_tokens"))
+# Columns that these names are expected to be prose in, and only the question or answer once more.
+COPIES = frozenset((*names.BESIDE_CONVERSATION, *names.CHECKED_AGAINST, "text"))
 
 
 class CanonicalRow(NamedTuple):
@@ -57,11 +64,15 @@ def canonical_row(row: Mapping[str, Any], reading: Reading, state: RowState) -> 
         state: of the row.
     """
     plan = plan_of(_signature(row), reading)
+    if reading.columns:
+        check_siblings(row, reading.columns, state)
     left = [name for name in plan.rest if not is_empty(row[name])]
     unsettled = _is_unsettled(row, plan)
     if plan.simple and not (left or unsettled):
         state.names.update(plan.renamed)
         read = {slot: row[source] for slot, source in plan.moves}
+        if plan.quiet:
+            _note_weights(plan.quiet, row, state)
         return CanonicalRow(plan.format, read, plan.lines)
     if not reading.columns and (left or unsettled):
         known = _without(row, reading.ignore)
@@ -80,8 +91,9 @@ def _is_unsettled(row: Mapping[str, Any], plan: Plan) -> bool:
 
 
 def _planned(row: Mapping[str, Any], plan: Plan, left: list[str], state: RowState) -> CanonicalRow:
-    plan = _without_switches(plan, row)
+    plan = _without_switches(plan, row, state)
     read = _moved(row, plan, state)
+    _note_weights(plan.quiet, row, state)
     if not plan.format:
         refuse = refuse_doubt if plan.doubts else refuse_unknown
         refuse(plan, row, state)
@@ -94,6 +106,18 @@ def _planned(row: Mapping[str, Any], plan: Plan, left: list[str], state: RowStat
     if plan.format in RATED and read.get("label") is not None:
         return CanonicalRow("kto", ratings.convert(read, state), lines)
     return CanonicalRow(plan.format, read, lines)
+
+
+def _note_weights(quiet: Iterable[str], row: Mapping[str, Any], state: RowState) -> None:
+    """Notes columns that hold more than their names promise, and are not read all the same."""
+    for name in quiet:
+        value = row[name]
+        # Short texts and numbers are what most of them hold.
+        if isinstance(value, bool | int | float) or fold(name) in COPIES:
+            continue
+        held = weight_of(value if isinstance(value, str) and len(value) > LONG else decoded(value))
+        if held:
+            state.note(f"column `{name}` not read: it holds {held}")
 
 
 def _without(row: Mapping[str, Any], ignored: frozenset[str]) -> Mapping[str, Any]:
@@ -112,7 +136,12 @@ def _laid_out(
         refuse_unread(left, plan_of((), Reading()), row, state)
     state.check()
     plan = plan_of(_signature(converted), Reading(reading.format))
-    lines = [f"{name}: read as {layout.name}" for name in row if name in reads]
+    _note_weights([name for name in others if name not in left], row, state)
+    lines = [
+        f"{name}: not read" if name in layout.passes else f"{name}: read as {layout.name}"
+        for name in row
+        if name in reads and not is_empty(row[name])
+    ]
     lines += [f"{name}: not read" for name in others if name not in left]
     read = _planned(converted, plan, [*plan.rest], state)
     return read._replace(lines=tuple(lines))
@@ -126,12 +155,15 @@ def _signature(row: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(names_)
 
 
-def _without_switches(plan: Plan, row: Mapping[str, Any]) -> Plan:
+def _without_switches(plan: Plan, row: Mapping[str, Any], state: RowState) -> Plan:
     """Leaves out columns such as `reasoning: on`: a mode, or an effort, and no thinking."""
     modes = [source for slot, source in plan.moves if slot == "thinking" and _is_mode(row, source)]
     if not modes:
         return plan
     moves = tuple(move for move in plan.moves if move[1] not in modes)
+    for name in modes:
+        if isinstance(row[name], OBJECTS):
+            check_nested(row[name], REASONING_KEYS, name, state)
     efforts = tuple(("reasoning", name) for name in modes if isinstance(row[name], Mapping))
     lines = [line for line in plan.lines if line.split(" →")[0] not in modes]
     lines += [
@@ -157,6 +189,10 @@ def _moved(row: Mapping[str, Any], plan: Plan, state: RowState) -> dict[str, Any
             read[slot] = value
             if slot != source:
                 state.names[slot] = source
+    if COLUMN in read:
+        for slot, source, value in read_template_settings(read[COLUMN], state):
+            read[slot] = _merged(slot, read.get(slot), value, source, state)
+            state.names.setdefault(slot, source)
     if plan.format == "alpaca":
         for slot, old in (("instruction", "prompt"), ("output", "completion")):
             if old in read:

@@ -8,8 +8,15 @@ from typing import Any
 from gptoss_ft.data.formats.common import OBJECTS, RowState, decoded, is_empty
 from gptoss_ft.data.layouts.bodies import sample
 from gptoss_ft.data.layouts.layout import Layout
-from gptoss_ft.data.layouts.nested import opened, tool_list
+from gptoss_ft.data.layouts.nested import check_nested, opened, tool_list
 
+_BESIDE = """
+    llm openinference input output metadata session user tag tags exception span input_messages
+    output_messages invocation_parameters tools model_name token_count provider system cost
+    finish_reason
+"""
+BESIDE = frozenset(_BESIDE.split())
+SEVERAL = "spans with several answers: the first is trained"
 SPAN_KEYS = ("llm.input_messages", "llm.output_messages")
 
 
@@ -32,10 +39,16 @@ def fits_span(row: Mapping[str, Any]) -> bool:
 def convert_span(row: Mapping[str, Any], state: RowState) -> dict[str, Any]:
     """Reads a span of Phoenix."""
     given = _attributes(row)
+    nested = opened(row.get("attributes"))
+    check_nested(nested, BESIDE, "attributes", state)
+    check_nested(opened(nested.get("llm")), BESIDE, "attributes.llm", state)
     sides = []
     for name in SPAN_KEYS:
         messages = decoded(given[name])
-        sides.append([_span_message(m) for m in messages] if isinstance(messages, list) else [])
+        listed = messages if isinstance(messages, list) else []
+        sides.append([_span_message(m, f"{name}[{i}]", state) for i, m in enumerate(listed)])
+    if len(sides[1]) > 1:
+        state.note(SEVERAL)
     columns: dict[str, Any] = {"messages": sides[0]}
     settings = opened(given.get("llm.invocation_parameters"))
     tools = tool_list({"tools": settings.get("tools") or _span_tools(given.get("llm.tools"))})
@@ -58,8 +71,11 @@ def _bare(raw: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {key.removeprefix(f"{name}."): value for key, value in raw.items()}
 
 
-def _span_message(raw: Any) -> dict[str, Any]:
-    message = _bare(opened(raw), "message")
+def _span_message(raw: Any, key: str, state: RowState) -> dict[str, Any]:
+    outer = opened(raw)
+    message = _bare(outer, "message")
+    if "message" in outer:
+        check_nested(outer, frozenset(("message",)), key, state)
     calls = decoded(message.pop("tool_calls", None))
     contents = decoded(message.pop("contents", None))
     if isinstance(calls, list) and calls:
@@ -80,4 +96,5 @@ _PHOENIX = """
     name span_kind parent_id start_time end_time status_code status_message events context
 """
 SPAN = frozenset(("attributes", *(f"attributes.{name}" for name in SPAN_KEYS), *_PHOENIX.split()))
-LAYOUTS = (Layout("Phoenix span", fits_span, convert_span, lambda row: SPAN),)
+PASSES = frozenset(_PHOENIX.split())
+LAYOUTS = (Layout("Phoenix span", fits_span, convert_span, lambda row: SPAN, PASSES),)

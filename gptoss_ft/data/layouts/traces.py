@@ -33,6 +33,8 @@ from gptoss_ft.data.layouts.layout import Layout
 from gptoss_ft.data.layouts.nested import is_hollow, opened, tool_list
 
 DROP = "delete the row, or say 'data.on_bad=drop'"
+TOOLS = "tools taken from the settings of a run"
+ECHO = "messages of the input that the output repeats not read again"
 STEP = "the row is a step around the calls of models, which say the same themselves"
 STEP_MEND = "export the calls of models only, or say 'data.on_bad=drop'"
 # What went in, and what came out under any of several names.
@@ -83,7 +85,7 @@ def convert_trace(row: Mapping[str, Any], state: RowState, sides: Sides) -> dict
     if len(given) != 1 or not _check_run(row, state):
         return {}
     columns = _inputs(row[first], first, given[0], row, state)
-    _add_tools(columns, row)
+    _add_tools(columns, row, state)
     answer = _outputs(row[given[0]], first, given[0], row, state)
     return sample(columns, _without_echo(answer, columns.get("messages"), state))
 
@@ -169,11 +171,12 @@ def _path(column: str, raw: Any, state: RowState) -> str:
     return f"{column}.{texts[0]}" if texts else column
 
 
-def _add_tools(columns: dict[str, Any], row: Mapping[str, Any]) -> None:
+def _add_tools(columns: dict[str, Any], row: Mapping[str, Any], state: RowState) -> None:
     """Adds the tools that LangSmith keeps among the settings of a run."""
     settings = opened(opened(row.get("extra")).get("invocation_params"))
     tools = tool_list({**settings, "tools": settings.get("tools")})
     if tools and "tools" not in columns and "messages" in columns:
+        state.note(TOOLS)
         columns["tools"] = tools
 
 
@@ -182,7 +185,10 @@ def _without_echo(answer: list[Any], prompt: Any, state: RowState) -> list[Any]:
     if not isinstance(prompt, list) or len(answer) <= len(prompt):
         return answer
     texts = [_gist(messages, state) for messages in (prompt, answer[: len(prompt)])]
-    return answer[len(prompt) :] if texts[0] == texts[1] else answer
+    if texts[0] != texts[1]:
+        return answer
+    state.note(ECHO)
+    return answer[len(prompt) :]
 
 
 def _gist(messages: list[Any], state: RowState) -> list[Any]:
@@ -222,11 +228,16 @@ _WEAVE = """
 """
 
 
+# Columns around a run that are read, or told by: its tools, its kind, its end.
+READ_BESIDE = MODEL_TYPES | {"error", "exception", "statusMessage", "level", "op_name"}
+
+
 def _trace(name: str, sides: Sides, passes: str) -> Layout:
     """Builds the layout of a program's rows from its names for what went in and came out."""
     reads = frozenset((sides[0], *sides[1], *passes.split()))
     fits, convert = partial(fits_trace, sides=sides), partial(convert_trace, sides=sides)
-    return Layout(name, fits, convert, lambda row: reads)
+    passed = frozenset(passes.split()) - READ_BESIDE
+    return Layout(name, fits, convert, lambda row: reads, passed)
 
 
 LAYOUTS = (

@@ -12,7 +12,15 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from gptoss_ft.data.formats.common import OBJECTS, RowState, check_keys, quote, shell_list
+from gptoss_ft.data.formats.common import (
+    OBJECTS,
+    RowState,
+    check_keys,
+    is_empty,
+    note_harmless,
+    quote,
+    shell_list,
+)
 
 TEXT_MEND = 'write {"type": "text", "text": …}'
 # Keys of parts that tell of how they were made and shown, whatever the part.
@@ -25,6 +33,8 @@ _BESIDE = """
     structured_content alternative_display_type caller providerExecuted videoMetadata preliminary
 """
 BESIDE = frozenset(_BESIDE.split())
+# Of these, what says of a part only its kind and its place.
+PLACES = frozenset(("type", "index"))
 NOT_READ = MappingProxyType(
     {
         "refusal": "a refusal is not read as an answer",
@@ -41,9 +51,9 @@ LEFT_OUT = MappingProxyType(
     {
         "redacted_thinking": "redacted thinking left out: it cannot be read",
         "redactedContent": "redacted thinking left out: it cannot be read",
-        "step-start": "",
-        "cachePoint": "",
-        "token_budget": "",
+        "step-start": "marks of steps among the parts left out",
+        "cachePoint": "marks of the cache among the parts left out",
+        "token_budget": "marks of a token budget among the parts left out",
         "source": "sources that a message links to left out",
         "source-url": "sources that a message links to left out",
         "source-document": "sources that a message links to left out",
@@ -92,8 +102,7 @@ def read_block(block: Any, key: str, state: RowState) -> list[Part]:
         return []
     given = {name: value for name, value in block.items() if value is not None}
     if kind in LEFT_OUT:
-        if LEFT_OUT[kind]:
-            state.note(LEFT_OUT[kind])
+        state.note(LEFT_OUT[kind])
         return []
     if "type" not in given:
         return _read_union(given, kind, key, state)
@@ -127,17 +136,35 @@ def _refuse(block: Any, kind: str, key: str, state: RowState) -> list[Part]:
 
 def _check(block: Mapping[str, Any], known: str, key: str, state: RowState) -> None:
     """Refuses the keys of a part that carry something and are not read."""
+    read = frozenset(known.split())
+    if block.keys() <= read | PLACES:
+        return
     rest = {name: value for name, value in block.items() if name not in BESIDE}
-    check_keys(rest, frozenset(known.split()), key, state)
+    check_keys(rest, read, key, state, of="parts")
+    for name in BESIDE.intersection(block) - PLACES - read:
+        if not is_empty(block[name]):
+            note_harmless(name, block[name], "parts", state)
 
 
 def _first(block: Mapping[str, Any], names: tuple[str, ...]) -> Any:
     return next((block[name] for name in names if name in block), None)
 
 
+def _only(block: Mapping[str, Any], names: tuple[str, ...], key: str, state: RowState) -> Any:
+    """Returns what one of several names holds; another one has to say the same."""
+    given = [name for name in names if not is_empty(block.get(name))]
+    for name in given[1:]:
+        if block[name] != block[given[0]]:
+            what = f"`{given[0]}` and `{name}` are both given and differ"
+            mend = f"keep one of them, or say {shell_list('data.ignore', [name])}"
+            if name not in state.ignore:
+                state.refuse(what, f"{key}.{name}", block[name], mend)
+    return block[given[0]] if given else _first(block, names)
+
+
 def _text(block: Mapping[str, Any], key: str, state: RowState) -> list[Part]:
     _check(block, "text content thought", key, state)
-    text = _first(block, ("text", "content"))
+    text = _only(block, ("text", "content"), key, state)
     if isinstance(text, OBJECTS):  # OpenAI's threads
         _check(text, "value", f"{key}.text", state)
         text = text.get("value")
@@ -150,10 +177,14 @@ def _text(block: Mapping[str, Any], key: str, state: RowState) -> list[Part]:
 def _thinking(block: Mapping[str, Any], key: str, state: RowState) -> list[Part]:
     """Reads thinking, or its summary where that is all there is."""
     names = ("thinking", "reasoningText", "reasoning_content", "reasoning", "text", "content")
-    _check(block, " ".join((*names, "summary details")), key, state)
+    _check(block, " ".join((*names, "summary", "details")), key, state)
     if "redactedContent" in block:
         state.note(LEFT_OUT["redactedContent"])
-    texts = [_plain(block.get(name)) for name in (*names, "summary")]
+    whole = [_plain(block.get(name), f"{key}.{name}", state) for name in names]
+    others = {text.strip() for text in whole if text}
+    if len(others) > 1:
+        state.refuse("the part holds thinking twice, and it differs", key, block, "keep one")
+    texts = [*whole, *(_plain(block.get(n), f"{key}.{n}", state) for n in ("details", "summary"))]
     if None in texts:
         state.refuse("the thinking is not a text", key, block, "write a string")
         return []
@@ -161,12 +192,13 @@ def _thinking(block: Mapping[str, Any], key: str, state: RowState) -> list[Part]
     return [Part("thinking", thinking)] if thinking else []
 
 
-def _plain(raw: Any) -> str | None:
+def _plain(raw: Any, key: str, state: RowState) -> str | None:
     """Joins the text of a string, an object or a list of them; None for anything else."""
     if isinstance(raw, OBJECTS):
-        return _plain(raw.get("text"))
+        _check(raw, "text", key, state)
+        return _plain(raw.get("text"), key, state)
     if isinstance(raw, list):
-        texts = [_plain(item) for item in raw]
+        texts = [_plain(item, f"{key}[{i}]", state) for i, item in enumerate(raw)]
         return None if None in texts else "\n\n".join(text for text in texts if text)
     return raw if isinstance(raw, str) else "" if raw is None else None
 
@@ -180,9 +212,9 @@ RESULTS = ("content", "output", "result", "response")
 
 def _call(block: Mapping[str, Any], key: str, state: RowState) -> list[Part]:
     _check(block, " ".join((*CALL_IDS, *CALL_NAMES, *ARGUMENTS)), key, state)
-    arguments = _first(block, ARGUMENTS)
+    arguments = _only(block, ARGUMENTS, key, state)
     function = {
-        "name": _first(block, CALL_NAMES),
+        "name": _only(block, CALL_NAMES, key, state),
         "arguments": {} if arguments is None or arguments == "" else arguments,
     }
     call = {"type": "function", "function": function}
@@ -221,7 +253,9 @@ def _data_result(block: Mapping[str, Any], key: str, state: RowState) -> list[Pa
     """Reads a result that is a value of its own: a text as it is, all else as JSON."""
     given = (*RESULT_IDS, *CALL_NAMES, *RESULTS, "isError is_error args input")
     _check(block, " ".join(given), key, state)
-    value = _first(block, ("response", "output", "result", "content"))
+    value = _only(block, ("response", "output", "result", "content"), key, state)
+    if not (is_empty(block.get("args")) and is_empty(block.get("input"))):
+        state.note("arguments beside results of tools not read: they are the call's")
     if isinstance(value, OBJECTS) and set(value) <= {"type", "value"} and "value" in value:
         # Vercel says of the value what it is: text, json, error-text, error-json.
         _note_error(str(value.get("type")).startswith("error"), state)

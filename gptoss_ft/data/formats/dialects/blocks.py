@@ -10,7 +10,14 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
-from gptoss_ft.data.formats.common import OBJECTS, PlacedItem, RowState
+from gptoss_ft.data.formats.common import (
+    OBJECTS,
+    PlacedItem,
+    RowState,
+    check_keys,
+    decoded,
+    is_empty,
+)
 from gptoss_ft.data.formats.dialects import wrappers
 from gptoss_ft.data.formats.dialects.block_parts import Part, kind_of, read_block
 
@@ -18,6 +25,7 @@ from gptoss_ft.data.formats.dialects.block_parts import Part, kind_of, read_bloc
 HARMONY = frozenset(("system_content", "developer_content"))
 # What belongs to the first message alone when one becomes several.
 SAID_ONCE = frozenset(("tool_calls", "thinking", "reasoning", "reasoning_content", "id"))
+COPY_KEYS = frozenset(("id", "type", "index", "function", "name", "args", "arguments"))
 MOVED = "text or thinking after a call in the same message moved before it"
 
 
@@ -76,10 +84,10 @@ def _messages(place: str, item: Mapping[str, Any], state: RowState) -> list[Mapp
 
 def _check_copy(content: Any, parts: list[Part], place: str, state: RowState) -> None:
     """Refuses a `content` beside `parts` that says something else."""
-    if not isinstance(content, str) or not content.strip():
+    if is_empty(content) or (isinstance(content, str) and not content.strip()):
         return
     text = "".join("".join(part.value.split()) for part in parts if part.kind == "text")
-    if "".join(content.split()) not in text:
+    if not isinstance(content, str) or "".join(content.split()) not in text:
         what = "`content` and `parts` are both given and differ"
         state.refuse(what, f"{place}.content", content, "keep one of them")
 
@@ -112,7 +120,7 @@ def _assistant(
     steps = list(_steps(parts)) or [[]]
     later = {name: value for name, value in rest.items() if name not in SAID_ONCE}
     # LangChain keeps the calls of a message twice: among the parts, and as `tool_calls`.
-    missing = _unsaid(rest.pop("tool_calls", None), parts)
+    missing = _unsaid(rest.pop("tool_calls", None), parts, place, state)
     for i, step in enumerate(steps):
         own = later if i else rest
         if i == len(steps) - 1:
@@ -136,16 +144,32 @@ def _steps(parts: list[Part]) -> Iterator[list[Part]]:
         yield step
 
 
-def _unsaid(raw: Any, parts: list[Part]) -> list[Part]:
+def _unsaid(raw: Any, parts: list[Part], place: str, state: RowState) -> list[Part]:
     """Returns the calls of `tool_calls` that do not stand among the parts."""
     said = [part.value for part in parts if part.kind == "call"]
-    ids = [call["id"] for call in said if "id" in call]
-    calls = raw if isinstance(raw, list) else []
-    return [
-        Part("call", call)
-        for call in calls
-        if not (isinstance(call, OBJECTS) and (call.get("id") in ids or dict(call) in said))
-    ]
+    by_id = {call["id"]: call["function"] for call in said if "id" in call}
+    missing = []
+    for i, call in enumerate(raw if isinstance(raw, list) else ()):
+        if isinstance(call, OBJECTS) and call.get("id") in by_id:
+            _check_call(call, by_id[call["id"]], f"{place}.tool_calls[{i}]", state)
+        elif not (isinstance(call, OBJECTS) and dict(call) in said):
+            missing.append(Part("call", call))
+    return missing
+
+
+def _check_call(
+    call: Mapping[str, Any], said: Mapping[str, Any], key: str, state: RowState
+) -> None:
+    """Refuses a call that stands among the parts too and says something else."""
+    check_keys(call, COPY_KEYS, key, state, of="calls")
+    function = call.get("function")
+    function = function if isinstance(function, OBJECTS) else call
+    if function is not call:
+        check_keys(function, COPY_KEYS, f"{key}.function", state, of="calls")
+    arguments = function.get("arguments", function.get("args"))
+    if decoded(arguments) != decoded(said["arguments"]) and not is_empty(arguments):
+        what = "a call stands among the parts as well, and its arguments differ"
+        state.refuse(what, key, arguments, "keep one of them")
 
 
 def _spoken(
@@ -162,7 +186,8 @@ def _spoken(
         message["content"] = text
     thinking = "\n\n".join(part.value for part in parts if part.kind == "thinking")
     given = message.get("thinking")
-    if thinking and isinstance(given, str) and given.strip() not in ("", thinking.strip()):
+    given = given.strip() if isinstance(given, str) else given
+    if thinking and not is_empty(given) and given != thinking.strip():
         what = "the message holds thinking twice, and it differs"
         state.refuse(what, f"{place}.thinking", given, "keep one of them")
     if thinking:

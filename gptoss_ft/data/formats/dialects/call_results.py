@@ -77,12 +77,16 @@ def user_results(
     content = message.get("content")
     if not isinstance(content, str):
         return [], None
+    # What else is said of the message goes with the first result, unless the user says more.
+    others = {key: value for key, value in message.items() if key not in ("role", "content")}
     executed = _EXECUTED.match(content)
     if executed:
-        return [{"role": "tool", "name": executed[1], "content": executed[2]}], None
+        return [{**others, "role": "tool", "name": executed[1], "content": executed[2]}], None
     results = [{"role": "tool", "content": match[2]} for match in _TAGGED.finditer(content)]
     rest = _TAGGED.sub("", content).strip() if results else ""
-    return list(results), {**message, "content": rest} if rest else None
+    if rest:
+        return list(results), {**message, "content": rest}
+    return [{**others, **one} if not i else one for i, one in enumerate(results)], None
 
 
 def split_results(

@@ -21,18 +21,23 @@ from gptoss_ft.data.formats.common import (
     OBJECTS,
     PlacedItem,
     RowState,
+    check_keys,
     is_empty,
     read_content,
     shell_list,
 )
 from gptoss_ft.data.formats.dialects.harmony_blocks import read_block
+from gptoss_ft.data.formats.dialects.masks import DETAILS, FLAGS, WEIGHTS
 from gptoss_ft.data.formats.tool_calls import RECIPIENTS
 from gptoss_ft.harmony.blocks import CHANNELS
 from gptoss_ft.harmony.messages import ROLES, Header, Message, ToolCall
 from gptoss_ft.harmony.tools import FUNCTIONS
 
 HEADER_KEYS = ("channel", "recipient", "content_type")
-KEYS = frozenset(("role", "name", "author", "content", *HEADER_KEYS))
+KEYS = frozenset(("role", "name", "content", *HEADER_KEYS))
+AUTHOR_KEYS = frozenset(("role", "name"))
+# What the chat format and the dialect of masks read of a message that only sets something.
+MASKS = frozenset(("weight", *FLAGS, *DETAILS, *WEIGHTS))
 # What the chat format or another dialect reads of an answer beside its text.
 CHAT_KEYS = ("thinking", "reasoning_content", "reasoning", "tool_calls")
 BLOCK_TYPES = ("system_content", "developer_content")
@@ -121,7 +126,7 @@ class _Reader:
         place, raw = placed
         if not isinstance(raw, OBJECTS):
             return placed
-        item = _with_author(raw)
+        item = self._with_author(raw, place)
         role = item.get("role")
         if role in ("system", "developer"):
             return self._block(PlacedItem(place, item), first=first)
@@ -131,6 +136,17 @@ class _Reader:
         if role == "tool":
             return self._result(PlacedItem(place, item))
         return self._user(PlacedItem(place, item)) if role == "user" else PlacedItem(place, item)
+
+    def _with_author(self, raw: Mapping[str, Any], place: str) -> Mapping[str, Any]:
+        """Writes role and name for an `author` object, or for a role that is a tool's name."""
+        author, role = raw.get("author"), raw.get("role")
+        if isinstance(author, OBJECTS) and not role:
+            check_keys(author, AUTHOR_KEYS, f"{place}.author", self.state, of="authors")
+            rest = {key: value for key, value in raw.items() if key != "author"}
+            return {**rest, "role": author.get("role"), "name": author.get("name")}
+        if isinstance(role, str) and role not in ROLES and TOOL_AUTHOR.fullmatch(role):
+            return {**raw, "role": "tool", "name": role}
+        return raw
 
     def _block(self, placed: PlacedItem, *, first: bool) -> _Said | PlacedItem | None:
         place, item = placed
@@ -144,6 +160,7 @@ class _Reader:
             item, header, place, self.state, first=first, alone=plain and not before
         )
         if message is None:
+            check_keys(_extras(item), MASKS, place, self.state)
             self.after_block = item["role"] == "developer"  # its tools open such a message too
             return None
         if message.header is not None:
@@ -294,17 +311,6 @@ class _Reader:
         ignore = shell_list("data.ignore", [key])
         mend = f"write one of {', '.join(known)}, or say {ignore} to train without it"
         self.state.refuse(f"unknown {key}", f"{place}.{key}", value, mend)
-
-
-def _with_author(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Writes role and name for an `author` object, or for a role that is the name of a tool."""
-    author, role = raw.get("author"), raw.get("role")
-    if isinstance(author, OBJECTS) and not role:
-        rest = {key: value for key, value in raw.items() if key != "author"}
-        return {**rest, "role": author.get("role"), "name": author.get("name")}
-    if isinstance(role, str) and role not in ROLES and TOOL_AUTHOR.fullmatch(role):
-        return {**raw, "role": "tool", "name": role}
-    return raw
 
 
 def _without(item: Mapping[str, Any], place: str) -> PlacedItem:

@@ -44,6 +44,7 @@ SYSTEM_KEYS = frozenset(
         "tools",
     )
 )
+CHANNEL_KEYS = frozenset(("valid_channels", "channel_required"))
 DEVELOPER_KEYS = frozenset(("type", "instructions", "tools"))
 NAMESPACE_KEYS = frozenset(("name", "description", "tools"))
 # Text that is a whole message of the format already.
@@ -166,6 +167,8 @@ def _channels(part: Mapping[str, Any], key: str, state: RowState) -> tuple[tuple
     config = part.get("channel_config")
     if config is None:
         return (), True
+    if isinstance(config, OBJECTS):
+        _refuse_unread(config, CHANNEL_KEYS, f"{key}.channel_config", state)
     channels = config.get("valid_channels") if isinstance(config, OBJECTS) else None
     if not isinstance(channels, list) or not all(isinstance(name, str) for name in channels):
         mend = 'write {"valid_channels": ["analysis", "commentary", "final"], '

@@ -6,6 +6,7 @@ calls as `{"name", "args", "id"}`, and what a provider adds in `additional_kwarg
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -57,7 +58,7 @@ def unwrapped(place: str, item: Mapping[str, Any], state: RowState) -> dict[str,
         if not is_empty(message.pop(name)):
             state.note(f"key `{name}` of messages not read: it carries nothing to train")
     _take_added(message, place, state)
-    _take_invocations(message)
+    _take_invocations(message, place, state)
     calls = message.get("tool_calls")
     if isinstance(calls, list):
         message["tool_calls"] = [_call(call) for call in calls]
@@ -78,6 +79,11 @@ def _opened(place: str, item: dict[str, Any], state: RowState) -> dict[str, Any]
     if isinstance(inner, OBJECTS):
         outer = {k: v for k, v in item.items() if k not in ("lc", "type", "id", "kwargs", "data")}
         message = {**outer, **{k: v for k, v in inner.items() if v is not None}}
+        twice = [k for k in outer if k != "role" and not is_empty(outer[k]) and k in inner]
+        for name in twice:
+            if outer[name] != inner[name] and not is_empty(inner[name]):
+                what = f"`{name}` stands in the message and around it, and differs"
+                state.refuse(what, f"{place}.{name}", outer[name], "keep one of them")
     made = "lc" in item and isinstance(path, list) and bool(path)
     role = _role_of_class(path[-1] if made and path else message.get("type"))
     if role is not None:
@@ -102,6 +108,9 @@ def _take_added(message: dict[str, Any], place: str, state: RowState) -> None:
     added = message.pop("additional_kwargs", None)
     if not isinstance(added, OBJECTS):
         return
+    for name in COPIES.intersection(added):
+        if not is_empty(added[name]):
+            state.note(f"key `{name}` of additional_kwargs not read: the answer once more")
     rest = {name: value for name, value in added.items() if name not in COPIES}
     check_keys(rest, ADDED, f"{place}.additional_kwargs", state)
     if is_empty(message.get("tool_calls")):
@@ -112,7 +121,7 @@ def _take_added(message: dict[str, Any], place: str, state: RowState) -> None:
         message["thinking"] = added["reasoning_content"]
 
 
-def _take_invocations(message: dict[str, Any]) -> None:
+def _take_invocations(message: dict[str, Any], place: str, state: RowState) -> None:
     """Moves Vercel's `toolInvocations` among the parts, where newer versions have them too."""
     invocations = message.pop("toolInvocations", None)
     parts, content = message.get("parts"), message.get("content")
@@ -123,6 +132,13 @@ def _take_invocations(message: dict[str, Any]) -> None:
         calls = [{"type": "tool-invocation", "toolInvocation": call} for call in invocations]
         # The text is the answer after the results, if the calls have run.
         message["parts"] = [*calls, *said]
+        return
+    state.note("key `toolInvocations` of messages not read: the same stands in `parts`")
+    there = json.dumps(parts, ensure_ascii=False, default=str)
+    for call in invocations:
+        if not isinstance(call, OBJECTS) or str(call.get("toolCallId")) not in there:
+            where, mend = f"{place}.toolInvocations", "keep one of them"
+            state.refuse("`toolInvocations` and `parts` differ", where, call, mend)
 
 
 def _call(call: Any) -> Any:
