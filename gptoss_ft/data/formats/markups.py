@@ -66,6 +66,10 @@ ENDS = (
     "<|end_of_turn|>",
     "<|END_OF_TURN_TOKEN|>",
     "[|endofturn|]",
+    "<extra_id_1>",
+    "<eoh>",
+    "<eoa>",
+    "<eom>",
 )
 MORE = "more"
 # Who speaks, by the name in the header: a part of the question before it is `MORE`, and "" opens a

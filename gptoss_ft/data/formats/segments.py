@@ -6,10 +6,18 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from gptoss_ft.data.formats.common import OBJECTS, RowState, check_text, decoded, refuse_missing
+from gptoss_ft.data.formats.common import (
+    OBJECTS,
+    RowState,
+    check_keys,
+    check_text,
+    decoded,
+    refuse_missing,
+)
 from gptoss_ft.harmony.messages import Document
 
 LABELS: Mapping[Any, bool] = {True: True, False: False, "true": True, "false": False}
+KEYS = frozenset(("label", "text"))
 MEND = 'write [{"label": true, "text": …}, …]'
 # Tokens that other models' chat templates write; here they would be trained as words.
 MARKUP = re.compile(
@@ -55,6 +63,8 @@ def parse_segments(
 
 def _segment(raw: Any, key: str, state: RowState) -> tuple[str, bool]:
     """Reads one text and its label."""
+    if isinstance(raw, OBJECTS):
+        check_keys(raw, KEYS, key, state)
     text = raw.get("text") if isinstance(raw, OBJECTS) else None
     label = raw.get("label") if isinstance(raw, OBJECTS) else None
     if isinstance(label, str):
