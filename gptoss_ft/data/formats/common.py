@@ -193,6 +193,7 @@ def refuse_missing(row: Mapping[str, Any], name: str, state: RowState, mend: str
 
 def check_keys(raw: Mapping[str, Any], known: frozenset[str], key: str, state: RowState) -> None:
     """Refuses keys with content that are neither read nor harmless nor ignored by the user."""
+    unread: list[str] = []
     for name, value in raw.items():
         if name in known or is_empty(value):
             continue
@@ -201,15 +202,17 @@ def check_keys(raw: Mapping[str, Any], known: frozenset[str], key: str, state: R
         elif is_harmless(str(name)):
             state.note(f"key `{name}` of messages not read: it carries nothing to train")
         else:
-            near = nearest(str(name), tuple(sorted(known)))
-            guess = f"did you mean `{near}`? else " if near else ""
-            state.refuse(
-                f"this key carries meaning that is not read: `{name}`",
-                f"{key}.{name}",
-                value,
-                f"{guess}rename it to one of {', '.join(sorted(known))}, or say "
-                f"{shell_list('data.ignore', [str(name)])} to train without it",
-            )
+            unread.append(name)
+    for name in unread:
+        near = nearest(str(name), tuple(sorted(known)))
+        guess = f"did you mean `{near}`? else " if near else ""
+        state.refuse(
+            f"this key carries meaning that is not read: `{name}`",
+            f"{key}.{name}",
+            raw[name],
+            f"{guess}rename it to one of {', '.join(sorted(known))}, or say "
+            f"{shell_list('data.ignore', map(str, unread))} to train without it",
+        )
 
 
 def is_empty(value: Any) -> bool:

@@ -77,8 +77,8 @@ def matching_maps(given: Collection[str]) -> list[str]:
         columns = (load_map(name, name).get("columns") or {}).values()
         paths = {path.split(".")[0] for source in columns for path in paths_of(source)}
         if paths and paths <= set(given):
-            found.append((len(paths), name))
-    return [name for _, name in sorted(found, reverse=True)]
+            found.append((-len(paths), name))
+    return [name for _, name in sorted(found)]
 
 
 def _content_problems(content: Any, where: str) -> list[Problem]:

@@ -76,6 +76,9 @@ def _is_unsettled(row: Mapping[str, Any], plan: Plan) -> bool:
     if plan.format == "prompt_completion":
         values = [row.get(source) for _, source in plan.moves]
         return not all(type(value) is str and value[:1] not in ("[", "{") for value in values)
+    if plan.format == "chat" and not plan.simple:
+        # The answer to these messages may stand in a column as well.
+        return any(slot == "thinking" for slot, _ in plan.moves)
     return plan.format in UNSETTLED
 
 
