@@ -136,7 +136,7 @@ def _split(text: str) -> Transcript | None:
     if before and not BOILERPLATE.match(before):
         turns.insert(0, _Turn("system", before))
     turns = [part for turn in turns for part in _parts(turn)]
-    if len(turns) > 1 and turns[-1][:3] == ("user", "", "") and turns[-2].role == "assistant":
+    if len(turns) > 1 and turns[-1][:3] == ("user", "", ""):
         turns.pop()  # the header of a question that nobody has asked
     fault = next((turn.fault for turn in turns if turn.fault), "") or _order(turns, markup)
     messages = [_message(turn.role, turn.text) for turn in _joined(turns)]
