@@ -193,6 +193,8 @@ def _guessed_pair(
     texts: Sequence[str], prompts: Sequence[str], completions: Sequence[str]
 ) -> dict[str, str]:
     thinking = [name for name in texts if fold(name) in names.THINKING]
+    if len(texts) - len(thinking) < 2:
+        return {}
     texts = [name for name in texts if name not in thinking[:1]] if len(texts) > 2 else texts
     prompt = prompts[0] if prompts else next(name for name in texts if name not in completions[:1])
     left = [name for name in (*completions, *texts) if name != prompt]

@@ -60,6 +60,8 @@ PROMPTS = (
     "human",
     "input_text",
     "prompt_text",
+    "user_input",
+    "text_input",
 )
 COMPLETIONS = (
     "completion",
@@ -73,6 +75,7 @@ COMPLETIONS = (
     "assistant",
     "assistant_response",
     "model_response",
+    "llm_response",
     "generated_solution",
     "generated_answer",
     "output_text",

@@ -23,6 +23,7 @@ from gptoss_ft.data.layouts.plan import (
     plan_of,
 )
 from gptoss_ft.data.layouts.table import LAYOUTS
+from gptoss_ft.data.layouts.template_settings import COLUMN, with_settings
 
 # Formats that a row may seem to have which is laid out in a way of its own.
 UNSETTLED = ("", "responses")
@@ -56,6 +57,8 @@ def canonical_row(row: Mapping[str, Any], reading: Reading, state: RowState) -> 
         reading: what the user says about the source.
         state: of the row.
     """
+    if COLUMN in row:
+        row = with_settings(row, state)
     plan = plan_of(_signature(row), reading)
     left = [name for name in plan.rest if not is_empty(row[name])]
     unsettled = _is_unsettled(row, plan)
@@ -110,7 +113,7 @@ def _laid_out(
     reads = layout.reads(row)
     others = [name for name in row if name not in reads and not is_empty(row[name])]
     left = [name for name in others if not is_harmless(name)]
-    converted = layout.convert(row, state)
+    converted = with_settings(layout.convert(row, state), state)
     if left:
         refuse_unread(left, plan_of((), Reading()), row, state)
     state.check()
