@@ -11,6 +11,7 @@ from gptoss_ft.data.formats.common import RowState, decoded, is_empty, nearest, 
 from gptoss_ft.data.formats.dialects.authors import author_of
 from gptoss_ft.data.formats.harmless import fold, is_harmless
 from gptoss_ft.data.formats.ratings import RATING_NAMES, rating_advice
+from gptoss_ft.data.formats.transcripts import transcript
 from gptoss_ft.data.layouts import names
 from gptoss_ft.data.layouts.columns import paths_of
 from gptoss_ft.data.layouts.maps import load_map, matching_maps
@@ -173,8 +174,11 @@ def _guess(given: Sequence[str], row: Mapping[str, Any]) -> dict[str, str]:
     completions = [name for name in texts if fold(name) in names.COMPLETIONS]
     if len(texts) == 1 and len(given) == 1:
         return {"text": texts[0]}
-    # One side has to have its name, and the other to be the only one left.
-    if len(texts) > 1 and (completions or (prompts and len(texts) == 2)):
+    whole = [name for name in texts if transcript(row[name]) is not None]
+    if len(whole) == 1:
+        return {"text": whole[0]}
+    # With more than two texts it takes the name of an answer to tell them apart.
+    if len(texts) > 1 and (completions or len(texts) == 2):
         return _guessed_pair(texts, prompts, completions)
     return {}
 
