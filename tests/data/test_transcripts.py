@@ -108,6 +108,13 @@ UNTOLD: dict[str, Callable[[Turns], str]] = {
     "vicuna": lambda turns: "".join(
         f"USER: {text} " if role == "user" else f"ASSISTANT: {text}</s>" for role, text in turns
     ),
+    "moss": lambda turns: "".join(
+        f"[Human]: {text}<eoh> " if role == "user" else f"[MOSS]: {text}<eoa> "
+        for role, text in turns
+    ),
+    "baize": lambda turns: (
+        headed("[|{}|] ", "\n", user="Human", assistant="AI")(turns) + "[|Human|] "
+    ),
     "openchat": headed("GPT4 Correct {}: ", "<|end_of_turn|>", **CAPITAL),
 }
 WRITERS = TOKENS | WORDS | UNTOLD

@@ -15,8 +15,8 @@ from gptoss_ft.data.formats.common import (
     read_text,
     refuse_missing,
 )
+from gptoss_ft.data.formats.completions import read_completion, read_prompt
 from gptoss_ft.data.formats.raw_tokens import check_words
-from gptoss_ft.data.formats.thinking import split_thinking
 from gptoss_ft.data.formats.tool_schemas import read_tools
 from gptoss_ft.harmony.messages import Conversation, Message
 
@@ -31,18 +31,24 @@ def parse_alpaca(
     """
     effort = read_effort(row, state)
     tools = read_tools(row, state)
-    placed: list[Placed] = []
-    placed += _history(row.get("history"), state)
+    placed = _history(row.get("history"), state)
     refuse_missing(row, "instruction", state, "write what is asked")
-    instruction = read_text(row.get("instruction"), "instruction", state)
-    given = _optional(row.get("input"), "input", state)
-    question = "\n\n".join(part for part in (instruction, given) if part)
-    check_words(question, "user", "instruction", state)
-    placed.append(Placed("instruction", Message("user", question)))
+    placed += _question(row, state, is_first=not placed)
     placed += _answers(row, state, needs_answer)
     if not state.problems:
         check_turns(placed, state, needs_answer)
     return assembled(placed, tools, effort, state)
+
+
+def _question(row: Mapping[str, Any], state: RowState, *, is_first: bool) -> list[Placed]:
+    """Reads the question; an instruction that nothing else belongs to may be a transcript."""
+    given = _optional(row.get("input"), "input", state)
+    if is_first and not given and isinstance(row.get("instruction"), str):
+        return read_prompt(row["instruction"], "instruction", state)
+    instruction = read_text(row.get("instruction"), "instruction", state)
+    question = "\n\n".join(part for part in (instruction, given) if part)
+    check_words(question, "user", "instruction", state)
+    return [Placed("instruction", Message("user", question))]
 
 
 def _optional(raw: Any, key: str, state: RowState) -> str:
@@ -59,13 +65,7 @@ def _answers(row: Mapping[str, Any], state: RowState, needs_answer: bool) -> lis
     elif not row.get("output"):
         return []
     text = read_text(row.get("output"), "output", state)
-    return [] if text is None else [_answer(text, "output", state)]
-
-
-def _answer(text: str, key: str, state: RowState) -> Placed:
-    check_words(text, "assistant", key, state)
-    thinking, content = split_thinking(text, key, state)
-    return Placed(key, Message("assistant", content, thinking))
+    return [] if text is None else read_completion(text, "output", state, "trained")
 
 
 def _history(raw: Any, state: RowState) -> list[Placed]:
@@ -77,7 +77,7 @@ def _history(raw: Any, state: RowState) -> list[Placed]:
     if not isinstance(raw, list):
         state.refuse("`history` is not a list", "history", raw, mend)
         return []
-    placed = []
+    placed: list[Placed] = []
     for i, turn in enumerate(raw):
         key = f"history[{i}]"
         if not (isinstance(turn, list) and len(turn) == 2):
@@ -88,5 +88,6 @@ def _history(raw: Any, state: RowState) -> list[Placed]:
             if turn[j] is None:
                 state.refuse(f"`{key}[{j}]` is missing", f"{key}[{j}]", mend=mend)
         placed.append(Placed(f"{key}[0]", Message("user", question or "")))
-        placed.append(_answer(answer or "", f"{key}[1]", state))
+        if answer:
+            placed += read_completion(answer, f"{key}[1]", state, "trained")
     return placed

@@ -208,6 +208,7 @@ def check_keys(
         state: of the row; harmless keys are noted there.
         of: what the object is one of, for notes.
     """
+    unread: list[str] = []
     for name, value in raw.items():
         if name in known or is_empty(value):
             continue
@@ -216,15 +217,17 @@ def check_keys(
         elif is_harmless(str(name)):
             note_harmless(name, value, of, state)
         else:
-            near = nearest(str(name), tuple(sorted(known)))
-            guess = f"did you mean `{near}`? else " if near else ""
-            state.refuse(
-                f"this key carries meaning that is not read: `{name}`",
-                f"{key}.{name}",
-                value,
-                f"{guess}rename it to one of {', '.join(sorted(known))}, or say "
-                f"{shell_list('data.ignore', [str(name)])} to train without it",
-            )
+            unread.append(name)
+    for name in unread:
+        near = nearest(str(name), tuple(sorted(known)))
+        guess = f"did you mean `{near}`? else " if near else ""
+        state.refuse(
+            f"this key carries meaning that is not read: `{name}`",
+            f"{key}.{name}",
+            raw[name],
+            f"{guess}rename it to one of {', '.join(sorted(known))}, or say "
+            f"{shell_list('data.ignore', map(str, unread))} to train without it",
+        )
 
 
 def note_harmless(name: str, value: Any, of: str, state: RowState) -> None:

@@ -20,6 +20,7 @@ from gptoss_ft.data.formats.common import (
     read_text,
     refuse_missing,
 )
+from gptoss_ft.data.formats.dialects.call_text import may_call
 from gptoss_ft.data.formats.ratings import LABEL_MEND, read_label
 from gptoss_ft.data.formats.raw_tokens import check_words
 from gptoss_ft.data.formats.thinking import split_thinking
@@ -93,8 +94,11 @@ def read_completion(raw: Any, key: str, state: RowState, use: Use) -> list[Place
     text = read_text(raw, key, state)
     if text is None:
         return []
+    text = cut_end(text, key, state)
+    if may_call(text):
+        return read_messages([{"role": "assistant", "content": text}], key, state, use)
     check_words(text, "assistant", key, state)
-    thinking, content = split_thinking(cut_end(text, key, state), key, state)
+    thinking, content = split_thinking(text, key, state)
     return [Placed(key, Message("assistant", content, thinking))]
 
 

@@ -21,7 +21,7 @@ _ORIGIN = """
     prompt_id question_id trace_id traceid run_id parent_run_id parent_observation_id request_id
     response_id example_id instance_id trajectory_id custom_id message_id thread_id item_id
     parent_id message_tree_id hashed_ip turn_identifier object object_type schema_version
-    schemaversion project project_name
+    schemaversion project project_name sub_dataset_name qid trial trial_name episode
 """
 _TIME = """
     date dates time timestamp timestamps created created_at createdat create_time created_date
@@ -34,7 +34,9 @@ _KIND = """
     task_category type types kind name names run_type tag tags keywords intent intents
     difficulty level grade genre style problem_type question_type reasoning_language
     target_language primary_tag other_tags persona_id skill skills knowledge capability
-    data_type size lang avg_line_length max_line_length alphanum_fraction line_count char_count
+    subcategory sub_category other_task_category template template_idx script language_code
+    difficulty_level ability data_type size lang avg_line_length max_line_length
+    alphanum_fraction line_count char_count
     word_count compression_ratio size_bytes blob
 """
 _MADE = """
@@ -49,7 +51,9 @@ _MADE = """
     turns_count num_turns turn_count turn_index user cost price parallel_tool_calls tool_choice
     response_format raw_generation_responses generation_prompt distilabel_metadata
     used_in_training used_in_kaggle used_in in_gsm8k_train inference_mode is_reasoning_complete
-    skip_prompt_formatting order exit_status resolved
+    skip_prompt_formatting order exit_status resolved model_provider cutoff_date
+    gen_input_configs gen_response_configs changed_answer_to_majority contest_name contest_start
+    contest_start_year time_limit memory_limit
 """
 _JUDGED = """
     score scores language_score quality quality_score similarity similarity_score
@@ -57,7 +61,7 @@ _JUDGED = """
     perplexity ppl toxic toxicity redacted moderation openai_moderation detoxify
     detoxify_moderation llama_guard llama_guard_2 safe flagged pass_rate pass_rate_72b_tir
     correctness_count correctness_math_verify correctness_llama instruct_reward reward_model
-    task_category_confidence difficulty_score
+    task_category_confidence difficulty_score input_quality quality_explanation
 """
 _BESIDE = """
     metadata meta meta_data extra extra_info info annotation annotations comment comments note
@@ -73,7 +77,10 @@ MEANT = (
     "weight", "train",
 )  # fmt: skip
 # A name that ends so is an identity, a place, a time or a count, whatever stands before it.
-ENDINGS = ("_id", "_ids", "_uuid", "_hash", "_url", "_uri", "_timestamp", "_tokens", "_source")
+_ENDINGS = """
+    _id _ids _uuid _hash _url _uri _timestamp _tokens _source _type _metadata _generator
+"""
+ENDINGS = tuple(_ENDINGS.split())
 
 
 @lru_cache(maxsize=4096)
@@ -86,7 +93,8 @@ def fold(name: str) -> str:
 def is_harmless(name: str) -> bool:
     """Returns whether a column or key of this name carries nothing to train."""
     folded = fold(name)
-    return folded.startswith("__") or folded in NAMES or folded.endswith(ENDINGS)
+    known = folded in NAMES or folded.removeprefix("_") in NAMES
+    return known or folded.startswith("__") or folded.endswith(ENDINGS)
 
 
 def weight_of(value: Any) -> str:

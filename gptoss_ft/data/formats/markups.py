@@ -66,6 +66,10 @@ ENDS = (
     "<|end_of_turn|>",
     "<|END_OF_TURN_TOKEN|>",
     "[|endofturn|]",
+    "<extra_id_1>",
+    "<eoh>",
+    "<eoa>",
+    "<eom>",
 )
 MORE = "more"
 # Who speaks, by the name in the header: a part of the question before it is `MORE`, and "" opens a
@@ -73,6 +77,7 @@ MORE = "more"
 SPEAKERS: Mapping[str, str] = MappingProxyType(
     {
         **ROLE_OF,
+        "moss": "assistant",
         "instruction": "user",
         "question": "user",
         "prompt": "user",
@@ -91,7 +96,8 @@ SPEAKERS: Mapping[str, str] = MappingProxyType(
 )
 # The sentences that Alpaca's template begins with; they are the same in every row.
 BOILERPLATE = re.compile(
-    r"Below is an instruction that describes a task"
+    r"The conversation between human and AI assistant\.\s*\Z"
+    r"|Below is an instruction that describes a task"
     r"(?:, paired with an input that provides further context)?\. "
     r"Write a response that appropriately completes the request\.\s*\Z"
 )
@@ -160,6 +166,12 @@ MARKUPS = (
         r"(?:GPT4 |Code )(?:Correct )?User:",
         r"(?:GPT4 |Code )(?:Correct )?(User|Assistant):[ \t]*",
         "<|end_of_turn|>",
+    ),
+    _tokens("MOSS's markup", r"\[Human\]:", r"\[(Human|MOSS)\]:[ \t]*", "<eoh>", "<eoa>"),
+    Markup(
+        "Baize's markup",
+        r"(?:The conversation between human and AI assistant\.\s*)?\[\|Human\|\]",
+        re.compile(r"\[\|(Human|AI)\|\][ \t]*"),
     ),
     Markup(
         "tags such as <|user|>",

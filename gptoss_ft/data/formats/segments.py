@@ -18,6 +18,7 @@ from gptoss_ft.harmony.messages import Document
 
 SEGMENT_KEYS = frozenset(("label", "text"))
 LABELS: Mapping[Any, bool] = {True: True, False: False, "true": True, "false": False}
+KEYS = frozenset(("label", "text"))
 MEND = 'write [{"label": true, "text": …}, …]'
 # Tokens that other models' chat templates write; here they would be trained as words.
 MARKUP = re.compile(
@@ -63,6 +64,8 @@ def parse_segments(
 
 def _segment(raw: Any, key: str, state: RowState) -> tuple[str, bool]:
     """Reads one text and its label."""
+    if isinstance(raw, OBJECTS):
+        check_keys(raw, KEYS, key, state)
     text = raw.get("text") if isinstance(raw, OBJECTS) else None
     label = raw.get("label") if isinstance(raw, OBJECTS) else None
     if isinstance(label, str):

@@ -9,10 +9,10 @@ from types import MappingProxyType
 # Names of tags, in any case. The doubtful ones are words of visible answers too: they count as
 # thinking where a wrapped answer follows, and a reflection where it follows other thinking.
 _SURE = """
-    think thinking thought thoughts reasoning scratchpad inner_monologue internal_monologue
-    inner_thoughts inner_thought internal_thoughts chain_of_thought thought_process
-    thinking_process reasoning_process thoughtprocess longcat_think seed:think antthinking
-    antml:thinking
+    think thinking thought thoughts reasoning scratchpad scratch_pad inner_monologue
+    internal_monologue inner_thoughts inner_thought internal_thoughts chain_of_thought
+    thought_process thinking_process reasoning_process thoughtprocess longcat_think seed:think
+    antthinking antml:thinking
 """
 _DOUBTFUL = "analysis reflection reason rationale cot planning"
 _ANSWERS = "answer output solution response final_answer final_response final_output final"
@@ -101,6 +101,7 @@ _WORDS = (
     ("thought", ("thought>", "thoughts>", "process>")),
     ("reason", ("reasoning>", "process>")),
     ("scratchpad", ("scratchpad>",)),
+    ("scratch_pad", ("scratch_pad>",)),
     ("monologue", ("monologue>",)),
 )
 _PIPED_TAG = re.compile(

@@ -25,7 +25,8 @@ from gptoss_ft.data.formats.markups import (
 
 # What no text begins with is no transcript: this is all that an ordinary document costs.
 _MAYBE = re.compile(
-    r"\s*(?:[<\[#]|Below is an|A chat between|(?:GPT4|Code) |(?i:user|system|human):)"
+    r"\s*(?:[<\[#]|Below is an|(?:A chat|The conversation) between|(?:GPT4|Code) |"
+    r"(?i:user|system|human):)"
 )
 # One test for all markups: the group that matches is numbered as the markup.
 _BEGIN = rf"(?:\s|{'|'.join(map(re.escape, BEGINNINGS))})*"
@@ -135,6 +136,8 @@ def _split(text: str) -> Transcript | None:
     if before and not BOILERPLATE.match(before):
         turns.insert(0, _Turn("system", before))
     turns = [part for turn in turns for part in _parts(turn)]
+    if len(turns) > 1 and turns[-1][:3] == ("user", "", ""):
+        turns.pop()  # the header of a question that nobody has asked
     fault = next((turn.fault for turn in turns if turn.fault), "") or _order(turns, markup)
     messages = [_message(turn.role, turn.text) for turn in _joined(turns)]
     return Transcript(markup.name, messages, fault, bool(turns) and not turns[-1].closed)

@@ -8,12 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gptoss_ft.data.formats.common import RowState, decoded, is_empty, nearest, shell_list
+from gptoss_ft.data.formats.dialects.authors import author_of
 from gptoss_ft.data.formats.harmless import fold, is_harmless
 from gptoss_ft.data.formats.ratings import RATING_NAMES, rating_advice
+from gptoss_ft.data.formats.transcripts import transcript
 from gptoss_ft.data.layouts import names
 from gptoss_ft.data.layouts.columns import paths_of
 from gptoss_ft.data.layouts.maps import matching_maps, packaged_map
-from gptoss_ft.data.layouts.plan import NEEDED, Plan
+from gptoss_ft.data.layouts.plan import CONVERSATIONAL, NEEDED, Plan
 
 # Of difflib: how near a column comes to a name that it may be a misspelling of.
 MISSPELT_COLUMN = 0.85
@@ -38,11 +40,40 @@ def _unread_advice(refused: Sequence[str], plan: Plan, row: Mapping[str, Any]) -
         others = [name for name in (*read.values(), *refused) if name not in better.values()]
         said = f"{columns_argument(better)} {shell_list('data.ignore', others)}"
         return f"say which column is the answer: {said}; or {ignoring} to keep it as it is"
+    if pair := _likely_pair(refused, plan, row):
+        return f"say what the columns are, if it is so: {pair}; or {ignoring}"
+    if system := _likely_system(refused, plan, read):
+        return f"say what the columns are, if it is so: {system}; or {ignoring} to train without"
     known = _map_advice(row, refused)
     naming = (
         f", or name what it is as in {columns_argument(read)}, which is read now" if read else ""
     )
     return f"say {f'{known}, or ' if known else ''}{ignoring} to train without it{naming}"
+
+
+def _likely_pair(refused: Sequence[str], plan: Plan, row: Mapping[str, Any]) -> str:
+    """Names the pair of texts that a column read as a conversation belongs to."""
+    if plan.format not in CONVERSATIONAL or len(plan.moves) != 1:
+        return ""
+    read = plan.moves[0][1]
+    others = [n for n in refused if (fold(read), fold(n)) in names.LIKELY_PAIRS]
+    if not others or not isinstance(decoded(row[read]), str):
+        return ""
+    rest = [name for name in refused if name != others[0]]
+    ignoring = f" {shell_list('data.ignore', rest)}" if rest else ""
+    return columns_argument({"prompt": read, "completion": others[0]}) + ignoring
+
+
+def _likely_system(refused: Sequence[str], plan: Plan, read: Mapping[str, str]) -> str:
+    """Names the refused column that is likely the system message of a conversation."""
+    if plan.format not in CONVERSATIONAL or "system" in read:
+        return ""
+    found = next((n for n in refused if fold(n) in names.LIKELY_SYSTEMS), None)
+    if found is None:
+        return ""
+    rest = [name for name in refused if name != found]
+    ignoring = f" {shell_list('data.ignore', rest)}" if rest else ""
+    return columns_argument({**read, "system": found}) + ignoring
 
 
 def _better_completion(
@@ -72,7 +103,16 @@ def _map_advice(row: Mapping[str, Any], open_: Sequence[str]) -> str:
 
 def refuse_doubt(plan: Plan, row: Mapping[str, Any], state: RowState) -> None:
     """Refuses a row with several columns that could be the same thing."""
+    if copies := _copies_of_the_rest(plan, row):
+        mend = f"say that it is a copy: {shell_list('data.ignore', copies)}"
+        what = f"`{copies[0]}` holds the other columns once more, or is what is asked"
+        state.refuse(what, copies[0], row[copies[0]], mend)
+        return
+    # The first name as the question; the longest text as the answer, which others were made from.
     chosen = {slot: columns[0] for slot, columns in plan.doubts}
+    for slot, columns in plan.doubts:
+        if slot == "completion":
+            chosen[slot] = max(columns, key=lambda name: len(str(row.get(name) or "")))
     others = [name for _, columns in plan.doubts for name in columns[1:]]
     others += [name for name in plan.rest if not is_empty(row[name]) and name not in others]
     others = [name for name in others if name not in chosen.values()]
@@ -83,6 +123,19 @@ def refuse_doubt(plan: Plan, row: Mapping[str, Any], state: RowState) -> None:
         found=[*row],
         mend=_with_map(mend, row, others),
     )
+
+
+def _copies_of_the_rest(plan: Plan, row: Mapping[str, Any]) -> list[str]:
+    """Returns the column that holds both the question and the answer of the others, if any."""
+    doubts = dict(plan.doubts)
+    prompts, completions = doubts.get("prompt", ()), doubts.get("completion", ())
+    if len(prompts) != 2 or len(completions) != 1:
+        return []
+    for copy, other in (prompts, prompts[::-1]):
+        parts = [str(row[name]).strip() for name in (other, *completions)]
+        if all(part and part in str(row[copy]) for part in parts):
+            return [copy]
+    return []
 
 
 def refuse_unknown(plan: Plan, row: Mapping[str, Any], state: RowState) -> None:
@@ -113,15 +166,19 @@ def _guess(given: Sequence[str], row: Mapping[str, Any]) -> dict[str, str]:
             thinking = [name for name in given if fold(name) in names.THINKING]
             thought = {"thinking": thinking[0]} if len(thinking) == 1 else {}
             return {"prompt": folded[first], **thought, "completion": folded[second]}
-    lists = [name for name in given if _is_conversation(row[name])]
+    lists = [name for name in given if _is_conversation(row[name], alone=len(given) == 1)]
     if lists:
         return {"messages": lists[0]}
     texts = [name for name in given if isinstance(row[name], str)]
     prompts = [name for name in texts if fold(name) in names.PROMPTS]
     completions = [name for name in texts if fold(name) in names.COMPLETIONS]
-    if len(texts) == 1:
+    if len(texts) == 1 and len(given) == 1:
         return {"text": texts[0]}
-    if len(texts) > 1:
+    whole = [name for name in texts if transcript(row[name]) is not None]
+    if len(whole) == 1:
+        return {"text": whole[0]}
+    # With more than two texts it takes the name of an answer to tell them apart.
+    if len(texts) > 1 and (completions or len(texts) == 2):
         return _guessed_pair(texts, prompts, completions)
     return {}
 
@@ -140,6 +197,8 @@ def _guessed_pair(
     texts: Sequence[str], prompts: Sequence[str], completions: Sequence[str]
 ) -> dict[str, str]:
     thinking = [name for name in texts if fold(name) in names.THINKING]
+    if len(texts) - len(thinking) < 2:
+        return {}
     texts = [name for name in texts if name not in thinking[:1]] if len(texts) > 2 else texts
     prompt = prompts[0] if prompts else next(name for name in texts if name not in completions[:1])
     left = [name for name in (*completions, *texts) if name != prompt]
@@ -147,9 +206,13 @@ def _guessed_pair(
     return {"prompt": prompt, **thought, "completion": left[0]}
 
 
-def _is_conversation(value: Any) -> bool:
+def _is_conversation(value: Any, *, alone: bool) -> bool:
     value = decoded(value)
-    return isinstance(value, list) and bool(value) and all(isinstance(v, Mapping) for v in value)
+    if not isinstance(value, list) or not value:
+        return False
+    # Texts in a list are what two say in turn.
+    turns = alone and len(value) % 2 == 0 and all(isinstance(v, str) for v in value)
+    return turns or all(isinstance(v, Mapping) and author_of(v) for v in value)
 
 
 def columns_argument(columns: Mapping[str, str] | Iterable[tuple[str, str]]) -> str:

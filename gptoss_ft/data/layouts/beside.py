@@ -47,7 +47,11 @@ def _system_text(raw: Any, state: RowState) -> str:
     raw = decoded(raw)
     if isinstance(raw, list):
         raw = [{"type": "text"} | dict(part) if isinstance(part, Mapping) else part for part in raw]
-    return read_content(raw, "system", state) or ""
+    text = read_content(raw, "system", state) or ""
+    bare = text.removeprefix("SYSTEM:").lstrip() if text.startswith("SYSTEM:") else text
+    if bare != text:
+        state.note("`SYSTEM:` before the text of a system column cut off")
+    return bare
 
 
 def _after_system(text: str, messages: tuple[Message, ...], state: RowState) -> tuple[Message, ...]:

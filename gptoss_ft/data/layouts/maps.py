@@ -85,8 +85,8 @@ def matching_maps(given: Collection[str]) -> list[str]:
         given: the row's columns that hold something.
     """
     there = set(given)
-    found = [(len(heads), name) for name, heads in _heads().items() if heads and heads <= there]
-    return [name for _, name in sorted(found, reverse=True)]
+    found = [(-len(heads), name) for name, heads in _heads().items() if heads and heads <= there]
+    return [name for _, name in sorted(found)]
 
 
 @lru_cache(maxsize=1)

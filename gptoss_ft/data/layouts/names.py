@@ -60,6 +60,8 @@ PROMPTS = (
     "human",
     "input_text",
     "prompt_text",
+    "user_input",
+    "text_input",
 )
 COMPLETIONS = (
     "completion",
@@ -73,6 +75,7 @@ COMPLETIONS = (
     "assistant",
     "assistant_response",
     "model_response",
+    "llm_response",
     "generated_solution",
     "generated_answer",
     "output_text",
@@ -81,7 +84,7 @@ COMPLETIONS = (
     "bot",
 )
 # Stands before the question as a paragraph of its own.
-CONTEXTS = ("context", "passage", "background")
+CONTEXTS = ("context", "passage", "background", "article", "paragraph")
 SYSTEMS = (
     "system",
     "system_prompt",
@@ -142,6 +145,9 @@ CHECKED_AGAINST = (
 LIKELY_PAIRS = (
     ("article", "abstract"),
     ("article", "highlights"),
+    ("article", "summary"),
+    ("content", "summary"),
+    ("post", "summary"),
     ("document", "summary"),
     ("dialogue", "summary"),
     ("text", "summary"),
@@ -152,6 +158,17 @@ LIKELY_PAIRS = (
     ("problem", "deepseek_solution"),
     ("question", "deepseek_attempt"),
     ("context", "response"),
+)
+# Beside a conversation, what the assistant is told before it; named in advice, never taken.
+LIKELY_SYSTEMS = (
+    "instruction",
+    "meta_instruction",
+    "context",
+    "preamble",
+    "prefix",
+    "persona",
+    "scenario",
+    "policy",
 )
 # A thinking mode, not a text: `reasoning: on`.
 SWITCHES = frozenset(("on", "off", "true", "false", "yes", "no"))

@@ -87,6 +87,9 @@ def _is_unsettled(row: Mapping[str, Any], plan: Plan) -> bool:
     if plan.format == "prompt_completion":
         values = [row.get(source) for _, source in plan.moves]
         return not all(type(value) is str and value[:1] not in ("[", "{") for value in values)
+    if plan.format == "chat" and not plan.simple:
+        # The answer to these messages may stand in a column as well.
+        return any(slot == "thinking" for slot, _ in plan.moves)
     return plan.format in UNSETTLED
 
 
@@ -150,9 +153,17 @@ def _laid_out(
 def _signature(row: Mapping[str, Any]) -> tuple[str, ...]:
     names_ = [name for name, value in row.items() if value is not None]
     for name in ("input", "output"):
-        if name in row and isinstance(decoded(row[name]), list):
+        if name in row and _holds_objects(row[name]):
             names_.append(name + LIST_MARK)
     return tuple(names_)
+
+
+def _holds_objects(value: Any) -> bool:
+    """Returns whether a value is a list; as a text only one of objects, others are an answer."""
+    if isinstance(value, str):
+        stored = decoded(value)
+        return isinstance(stored, list) and any(isinstance(item, Mapping) for item in stored)
+    return isinstance(value, list)
 
 
 def _without_switches(plan: Plan, row: Mapping[str, Any], state: RowState) -> Plan:

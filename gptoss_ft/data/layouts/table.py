@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from gptoss_ft.data.layouts import apis, choices, exports, pairs, rankings, ratings, spans, traces
+from gptoss_ft.data.layouts import (
+    answers,
+    apis,
+    choices,
+    exports,
+    pairs,
+    rankings,
+    ratings,
+    spans,
+    traces,
+)
 from gptoss_ft.data.layouts.layout import Layout
 
 LAYOUTS: tuple[Layout, ...] = (
@@ -10,6 +20,7 @@ LAYOUTS: tuple[Layout, ...] = (
     *rankings.LAYOUTS,
     *pairs.LAYOUTS,
     *ratings.LAYOUTS,
+    *answers.LAYOUTS,
     *exports.LAYOUTS,
     *apis.LAYOUTS,
     *traces.LAYOUTS,

@@ -44,7 +44,7 @@ ROLE_OF = {
 AUTHOR_KEYS = ("role", "from", "speaker", "sender", "author", "type")
 # Of these, those that can hold nothing else.
 SPEAKERS = ("from", "speaker", "sender")
-TEXT_KEYS = ("content", "value", "text")
+TEXT_KEYS = ("content", "value", "text", "message", "system_prompt")
 CHAT_ROLES = frozenset(("system", "developer", "user", "assistant", "tool"))
 
 
@@ -69,6 +69,14 @@ def convert(items: list[PlacedItem], state: RowState) -> list[PlacedItem]:
     return [PlacedItem(place, _renamed(item, state)) for place, item in items]
 
 
+def _is_text(key: str, message: Mapping[str, Any]) -> bool:
+    """Returns whether the text stands under a key; the last ones may hold something else."""
+    if key in ("message", "system_prompt"):
+        is_own = key == "message" or message.get("role") == "system"
+        return is_own and isinstance(message.get(key), str)
+    return key in message
+
+
 def _renamed(item: Any, state: RowState) -> Any:
     if not isinstance(item, OBJECTS) or not fits(item):
         return item
@@ -80,7 +88,7 @@ def _renamed(item: Any, state: RowState) -> Any:
         if author != "role":
             del renamed[author]
             state.keys["role"] = author
-    text = next((key for key in TEXT_KEYS if key in renamed), None)
+    text = next((key for key in TEXT_KEYS if _is_text(key, renamed)), None)
     if text is not None and text != "content":
         renamed["content"] = renamed.pop(text)
         state.keys["content"] = text

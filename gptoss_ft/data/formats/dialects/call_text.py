@@ -91,7 +91,7 @@ def find_calls(text: str, state: RowState) -> TextCalls | None:
 
     Thinking at the front stays at the front of the text before the calls.
     """
-    thought, rest = _after_thought(text)
+    thought, rest = after_thought(text)
     rest = _END.sub("", rest)
     for read in _READERS:
         found = read(rest, state)
@@ -101,7 +101,8 @@ def find_calls(text: str, state: RowState) -> TextCalls | None:
     return None
 
 
-def _after_thought(text: str) -> tuple[str, str]:
+def after_thought(text: str) -> tuple[str, str]:
+    """Splits off the thinking that a text begins with, tags and all."""
     closing = _THOUGHT_END.search(text)
     if closing is None:
         return "", text

@@ -27,6 +27,7 @@ from gptoss_ft.data.formats.dialects.call_results import (
     user_results,
 )
 from gptoss_ft.data.formats.dialects.call_text import (
+    after_thought,
     as_call,
     calls_of,
     find_calls,
@@ -241,7 +242,10 @@ class _Reader:
     def _turn(self, place: str, item: Mapping[str, Any]) -> None:
         """Reads a turn of calls; assistant text right before it introduces them."""
         content = item.get("content")
-        raw = decoded(content)
+        raw, thought = decoded(content), ""
+        if isinstance(raw, str):
+            thought, raw = after_thought(raw)
+            raw = decoded(raw)
         if isinstance(raw, str):
             found = find_calls(raw, self.state)
             calls = (found.calls if found and not found.before else None) or calls_of(values(raw))
@@ -257,9 +261,9 @@ class _Reader:
             what = "the turn holds no call" if is_empty(raw) else "not a call"
             self.state.refuse(what, place, content, TURN_MEND)
             return
-        said = {**item, "role": "assistant", "content": None, "tool_calls": calls}
+        said = {**item, "role": "assistant", "content": thought or None, "tool_calls": calls}
         last = self.items[-1].item if self.items else None
-        if isinstance(last, OBJECTS) and _joins(last, item):
+        if not thought and isinstance(last, OBJECTS) and _joins(last, item):
             place, said = self.items.pop().place, {**last, "tool_calls": calls}
         self._said(place, said)
 
