@@ -75,8 +75,9 @@ def test_every_folder_is_described() -> None:
 
 @pytest.mark.parametrize("name", [name for name, one in SETS.items() if "lines" in one])
 def test_a_set_is_read_to_the_token(name: str, made: Path) -> None:
-    rows, problems = read(name, SETS[name].get("arguments", []), made)
-    assert not problems, "\n".join(map(str, problems))
+    arguments = SETS[name].get("arguments", [])
+    rows, problems = read(name, arguments, made)
+    assert not problems or "data.on_bad=drop" in arguments, "\n".join(map(str, problems))
     assert [line for row in rows for line in lines_of(row.example)] == SETS[name]["lines"]
     for text in SETS[name].get("says", []):
         assert any(text in said for row in rows for said in (*row.columns, *row.notes)), text
