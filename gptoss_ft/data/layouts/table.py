@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from gptoss_ft.data.layouts import apis, choices, exports, pairs, rankings, ratings, spans, traces
+from gptoss_ft.data.layouts import (
+    apis,
+    called,
+    choices,
+    exports,
+    pairs,
+    rankings,
+    ratings,
+    spans,
+    traces,
+)
 from gptoss_ft.data.layouts.layout import Layout
 
 LAYOUTS: tuple[Layout, ...] = (
+    *called.LAYOUTS,
     *choices.LAYOUTS,
     *rankings.LAYOUTS,
     *pairs.LAYOUTS,
