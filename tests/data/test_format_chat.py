@@ -156,7 +156,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
         "not a function name",
     ),
     (
-        row(USER, called(name="f", arguments=[1])),
+        row(USER, called(name="f", arguments=5)),
         "messages[1].tool_calls[0].function.arguments",
         "neither an object nor a text",
     ),

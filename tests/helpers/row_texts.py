@@ -6,7 +6,7 @@ from gptoss_ft.harmony.messages import Document, Example, Feedback, HarmonyText,
 from gptoss_ft.harmony.options import RenderOptions
 from gptoss_ft.harmony.render import Renderer
 from gptoss_ft.harmony.segments import Encoded, Row
-from gptoss_ft.harmony.vocabulary import packaged_vocabulary
+from gptoss_ft.harmony.vocabulary import FIRST_SPECIAL, packaged_vocabulary
 
 VOCABULARY = packaged_vocabulary()
 RENDERER = Renderer(VOCABULARY, RenderOptions())
@@ -60,5 +60,7 @@ def _line(message: Encoded, is_trained: bool) -> str:
         else ""
     )
     named = recipient if message.channel == "tool_call" else author
-    text = VOCABULARY.decode(ids[message.content : -1])
+    # The end of a message is a special token; a piece of a document need not have one.
+    stop = len(ids) - (ids[-1] >= FIRST_SPECIAL)
+    text = VOCABULARY.decode(ids[message.content : stop])
     return f"{message.channel}{' ' + named if named else ''}{'*' if is_trained else ''}: {text}"

@@ -61,6 +61,7 @@ def _prompt_and_completion(
         refuse_missing(row, "completion", state, MESSAGES_OR_TEXT)
     prompt = read_prompt(row.get("prompt"), "prompt", state)
     completion = read_completion(row.get("completion"), "completion", state, use)
+    completion = after_markup(completion, row.get("prompt"), prompt)
     if not state.problems:
         check_turns([*prompt, *completion], state, needs_answer)
     return assembled(prompt, tools, effort, state), completion
@@ -100,6 +101,14 @@ def read_completion(raw: Any, key: str, state: RowState, use: Use) -> list[Place
     check_words(text, "assistant", key, state)
     thinking, content = split_thinking(text, key, state)
     return [Placed(key, Message("assistant", content, thinking))]
+
+
+def after_markup(answer: list[Placed], raw: Any, prompt: Sequence[Placed]) -> list[Placed]:
+    """Strips an answer whose prompt was split at a markup: the white space belongs to that."""
+    if not (answer and prompt) or prompt[0].message.content == raw or not is_text(raw):
+        return answer
+    place, message = answer[0]
+    return [Placed(place, message._replace(content=message.content.strip())), *answer[1:]]
 
 
 def cut_end(text: str, key: str, state: RowState) -> str:

@@ -18,6 +18,7 @@ from gptoss_ft.data.formats.common import (
 )
 from gptoss_ft.data.formats.completions import (
     MESSAGES_OR_TEXT,
+    after_markup,
     check_completion,
     is_text,
     read_completion,
@@ -107,6 +108,7 @@ def parse_trl_preference(
         prompt = read_prompt(raw, "prompt", state)
         left = read_completion(chosen, "chosen", state.fork(), "trained")
         right = read_completion(rejected, "rejected", state.fork(), "rejected")
+        left, right = (after_markup(side, raw, prompt) for side in (left, right))
     equal = tied(row, state)
     return replace(_preference(prompt, left, right, tools, effort, state), tied=equal)
 

@@ -118,12 +118,14 @@ def _recipient(raw: Any, key: str, state: RowState) -> tuple[str, bool] | None:
 
 
 def _arguments(raw: Any, tool: str, key: str, strict: bool, state: RowState) -> str | None:
-    """Reads JSON text as given; an object is written compactly, its null arguments left out."""
-    if raw in (None, "") and tool in state.functions and not _required(state.functions[tool]):
+    """Reads JSON text as given; an object or a list is written compactly, without nulls in it."""
+    if raw in (None, "", []) and tool in state.functions and not _required(state.functions[tool]):
         state.note(EMPTY_NOTE)
         return "{}"
-    if isinstance(raw, Mapping):
+    if isinstance(raw, Mapping | list):
         value: Any = without_nulls(raw)
+        if isinstance(raw, list):
+            state.note(NO_OBJECT_NOTE)
         text = dumped(value)
         if text is None:
             state.refuse("the arguments are not JSON", key, raw, "write them as a string of JSON")
