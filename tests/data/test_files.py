@@ -348,3 +348,21 @@ def test_nested_parquet_and_nulls_that_pandas_writes(tmp_path: Path) -> None:
     for name in ("a.parquet", "a.jsonl"):
         first, second = rows(tmp_path / name)
         assert first == {"messages": MESSAGES} and second == given[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "better"),
+    [
+        ("a.jsonl", gzip.compress(LINES), "a.jsonl.gz"),
+        ("a.csv", PACK["zst"](LINES), "a.csv.zst"),
+        ("a.txt", LINES, "a.jsonl"),
+    ],
+)
+def test_the_advice_about_a_wrong_name_reads_the_file(
+    tmp_path: Path, name: str, content: bytes, better: str
+) -> None:
+    mend = refused(written(tmp_path / name, content)).mend
+    subprocess.run(["bash", "-c", mend.partition(": ")[2]], check=True)
+    assert [path.name for path in tmp_path.iterdir()] == [better]
+    if not better.startswith("a.csv"):
+        assert rows(tmp_path) == ROWS

@@ -8,15 +8,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gptoss_ft.data.formats.common import RowState, decoded, is_empty, nearest, shell_list
+from gptoss_ft.data.formats.dialects.authors import TEXT_KEYS, author_of
 from gptoss_ft.data.formats.harmless import fold, is_harmless
 from gptoss_ft.data.formats.ratings import RATING_NAMES, rating_advice
 from gptoss_ft.data.layouts import names
+from gptoss_ft.data.layouts.asked import is_turns
 from gptoss_ft.data.layouts.columns import paths_of
 from gptoss_ft.data.layouts.maps import matching_maps, packaged_map
 from gptoss_ft.data.layouts.plan import NEEDED, Plan
 
 # Of difflib: how near a column comes to a name that it may be a misspelling of.
 MISSPELT_COLUMN = 0.85
+
+ONE_MESSAGE = "the row is one message, and does not say of which conversation"
+JOINING = (
+    "add the columns `conversation_id` and `turn` (or `created_at`), which put the messages of a "
+    'conversation together; or write a conversation in each row: {"messages": [...]}'
+)
+ANSWERING = "add the answer as `completion`, or say 'data.on_bad=drop'"
 
 
 def refuse_unread(
@@ -88,6 +97,12 @@ def refuse_doubt(plan: Plan, row: Mapping[str, Any], state: RowState) -> None:
 def refuse_unknown(plan: Plan, row: Mapping[str, Any], state: RowState) -> None:
     """Refuses a row that fits no format, and says how its columns could be named."""
     open_ = [n for n, value in row.items() if not is_empty(value) and not is_harmless(n)]
+    if author_of(row) is not None and any(key in row for key in TEXT_KEYS):
+        state.refuse(ONE_MESSAGE, found=[*row], mend=JOINING)
+        return
+    if open_ and all(fold(name) in names.PROMPTS for name in open_):
+        state.refuse("the row has no answer", found=[*row], mend=ANSWERING)
+        return
     chosen = _guess(open_, row)
     if not chosen:
         mend = "say what the columns are: 'data.columns={prompt: NAME, completion: NAME}'"
@@ -113,15 +128,16 @@ def _guess(given: Sequence[str], row: Mapping[str, Any]) -> dict[str, str]:
             thinking = [name for name in given if fold(name) in names.THINKING]
             thought = {"thinking": thinking[0]} if len(thinking) == 1 else {}
             return {"prompt": folded[first], **thought, "completion": folded[second]}
-    lists = [name for name in given if _is_conversation(row[name])]
+    lists = [name for name in given if is_turns(row[name])]
     if lists:
-        return {"messages": lists[0]}
+        return _guessed_turns(lists, row)
     texts = [name for name in given if isinstance(row[name], str)]
     prompts = [name for name in texts if fold(name) in names.PROMPTS]
     completions = [name for name in texts if fold(name) in names.COMPLETIONS]
-    if len(texts) == 1:
+    if len(given) == 1 and texts:
         return {"text": texts[0]}
-    if len(texts) > 1:
+    # Two texts whose names say nothing could be anything, an error and its cause among it.
+    if len(texts) > 1 and (prompts or completions):
         return _guessed_pair(texts, prompts, completions)
     return {}
 
@@ -136,6 +152,13 @@ def _misspelt(given: Sequence[str]) -> dict[str, str]:
     return {}
 
 
+def _guessed_turns(lists: Sequence[str], row: Mapping[str, Any]) -> dict[str, str]:
+    """Proposes a conversation that ends in an answer; of two, no more than one may be good."""
+    last = decoded(row[lists[0]])[-1]
+    answered = author_of(last) == "assistant"
+    return {"messages": lists[0]} if len(lists) == 1 and answered else {}
+
+
 def _guessed_pair(
     texts: Sequence[str], prompts: Sequence[str], completions: Sequence[str]
 ) -> dict[str, str]:
@@ -145,11 +168,6 @@ def _guessed_pair(
     left = [name for name in (*completions, *texts) if name != prompt]
     thought = {"thinking": thinking[0]} if thinking and thinking[0] not in (prompt, left[0]) else {}
     return {"prompt": prompt, **thought, "completion": left[0]}
-
-
-def _is_conversation(value: Any) -> bool:
-    value = decoded(value)
-    return isinstance(value, list) and bool(value) and all(isinstance(v, Mapping) for v in value)
 
 
 def columns_argument(columns: Mapping[str, str] | Iterable[tuple[str, str]]) -> str:
