@@ -304,7 +304,8 @@ def test_excel_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Mon
 def test_other_encodings_are_named_with_the_command(
     tmp_path: Path, name: str, encoding: str
 ) -> None:
-    text = "prompt,completion\nOlá,b\n" if name == "a.csv" else '{"prompt": "Olá"}'
+    texts = {"a.csv": "prompt,completion\nOlá,b\n", "a.txt": "Olá, mar."}
+    text = texts.get(name, '{"prompt": "Olá"}')
     path = written(tmp_path / name, text.encode(encoding))
     problem = refused(path)
     command = problem.mend.partition(": ")[2]
