@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -178,4 +177,5 @@ def columns_argument(columns: Mapping[str, str] | Iterable[tuple[str, str]]) -> 
 
 def _word(source: str) -> str:
     plain = source.replace("_", "").replace("-", "").replace(".", "").isalnum()
-    return source if plain and source.isascii() else json.dumps(source, ensure_ascii=False)
+    # The command line reads a backslash and n as such, and a template makes them a newline.
+    return source if plain and source.isascii() else '"' + source.replace('"', r"\"") + '"'
