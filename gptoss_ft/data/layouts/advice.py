@@ -135,8 +135,9 @@ def _guess(given: Sequence[str], row: Mapping[str, Any]) -> dict[str, str]:
     completions = [name for name in texts if fold(name) in names.COMPLETIONS]
     if len(given) == 1 and texts:
         return {"text": texts[0]}
-    # Two texts whose names say nothing could be anything, an error and its cause among it.
-    if len(texts) > 1 and (prompts or completions):
+    # Of more columns, two whose names say nothing could be anything: an error and its cause.
+    alone = len(texts) == len(given) == 2 and all(name.isidentifier() for name in texts)
+    if alone or (len(texts) > 1 and (prompts or completions)):
         return _guessed_pair(texts, prompts, completions)
     return {}
 
