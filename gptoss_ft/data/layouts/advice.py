@@ -136,7 +136,8 @@ def _guess(given: Sequence[str], row: Mapping[str, Any]) -> dict[str, str]:
     if len(given) == 1 and texts:
         return {"text": texts[0]}
     # Of more columns, two whose names say nothing could be anything: an error and its cause.
-    alone = len(texts) == len(given) == 2 and all(name.isidentifier() for name in texts)
+    filled = [name for name, value in row.items() if not is_empty(value)]
+    alone = len(texts) == len(filled) == 2 and all(name.isidentifier() for name in texts)
     if alone or (len(texts) > 1 and (prompts or completions)):
         return _guessed_pair(texts, prompts, completions)
     return {}
