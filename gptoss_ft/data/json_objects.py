@@ -33,6 +33,8 @@ _ABOUT = """
 _BESIDE = frozenset(_ABOUT.split())
 # One of them is in every message, whatever product wrote it, and in no row.
 _AUTHOR = frozenset(("role", "from", "author", "speaker", "sender"))
+# A message that says of which conversation it is may be a row; see `assemble.turns`.
+_OF_CONVERSATION = frozenset(("conversation_id", "thread_id", "session_id", "chat_id"))
 _LOOKED_AT = 8
 
 
@@ -90,7 +92,7 @@ def _is_rows(item: Any) -> bool:
         return False
     some = item[:_LOOKED_AT]
     return all(isinstance(row, dict) for row in some) and not any(
-        _AUTHOR.intersection(row) for row in some
+        _AUTHOR.intersection(row) and _OF_CONVERSATION.isdisjoint(row) for row in some
     )
 
 

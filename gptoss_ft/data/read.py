@@ -7,6 +7,7 @@ files, else its row number, from 1.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,10 @@ from types import MappingProxyType
 
 from gptoss_ft.data import file_types
 from gptoss_ft.data.chunks import RowChunk, chunked
-from gptoss_ft.data.file_types import type_of
+from gptoss_ft.data.file_types import stem_of, type_of
 from gptoss_ft.data.files import Found, find_files
+from gptoss_ft.data.formats.common import quote
+from gptoss_ft.data.formats.json_text import load_json
 from gptoss_ft.data.hub import hub_rows
 from gptoss_ft.data.json_files import decode, read_json
 from gptoss_ft.data.options import SourceOptions
@@ -66,8 +69,23 @@ def _read(source: SourceOptions, found: Found) -> Iterator[RowChunk]:
 def _read_text(file: Path, split: str = "") -> Iterator[RowChunk]:
     """Reads a text file as one document."""
     text = read_all(file)
+    _refuse_rows(file, text)
     if text.strip():
         yield RowChunk(str(file), [(1, {"text": text})])
+
+
+def _refuse_rows(file: Path, text: str) -> None:
+    """Refuses rows of JSON in a file that is named as a text."""
+    first = text.lstrip().partition("\n")[0].strip()
+    try:
+        is_rows = first.startswith('{"') and isinstance(load_json(first), dict)
+    except ValueError:
+        return
+    if is_rows:
+        better = shlex.quote(str(file.with_name(f"{stem_of(file)}.jsonl")))
+        mend = f"read them as rows: mv {shlex.quote(str(file))} {better}"
+        found = quote(first)
+        raise DataError(Problem("the text is rows of JSON, not a document", str(file), found, mend))
 
 
 _READERS: Mapping[str, Callable[[Path, str], Iterator[RowChunk]]] = MappingProxyType(

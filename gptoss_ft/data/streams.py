@@ -26,6 +26,16 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
 _ZEROS: Mapping[tuple[int, ...], str] = MappingProxyType({(1, 3): "UTF-16LE", (0, 2): "UTF-16BE"})
+# Files of other types, whatever their names say, and the ending that tells it.
+_MAGIC = (
+    (b"\x1f\x8b", ".gz"),
+    (b"\x28\xb5\x2f\xfd", ".zst"),
+    (b"\xfd7zXZ\x00", ".xz"),
+    (b"BZh91AY&SY", ".bz2"),
+    (b"PAR1", ".parquet"),
+    (b"ARROW1", ".arrow"),
+    (b"PK\x03\x04", ".xlsx"),
+)
 # Above this share of bytes beyond ASCII a text is not in a western encoding.
 _FOREIGN = 0.3
 
@@ -80,7 +90,9 @@ def opened(file: Path) -> Iterator[Opened]:
 
 def _skip_mark(file: Path, stream: Any) -> None:
     """Skips the byte order mark that some editors put first; refuses those of other encodings."""
-    start = stream.peek(4)[:4]
+    start = stream.peek(16)[:16]
+    _refuse_misnamed(file, start)
+    start = start[:4]
     if start.startswith(_BYTE_ORDER_MARK):
         stream.read(len(_BYTE_ORDER_MARK))
         return
@@ -93,6 +105,18 @@ def _skip_mark(file: Path, stream: Any) -> None:
         raise DataError(
             Problem("the file is not UTF-8", str(file), found, converting(file, marked))
         )
+
+
+def _refuse_misnamed(file: Path, start: bytes) -> None:
+    """Refuses a file that is of another type than its name says."""
+    suffix = next((suffix for magic, suffix in _MAGIC if start.startswith(magic)), "")
+    if not suffix:
+        return
+    packed = suffix in _UNPACKERS
+    better = file.with_name(f"{file.name}{suffix}") if packed else file.with_suffix(suffix)
+    mend = f"if it is: mv {shlex.quote(str(file))} {shlex.quote(str(better))}"
+    found = f"it begins as a {suffix} file does"
+    raise DataError(Problem("the file is not text", str(file), found, mend))
 
 
 def read_all(file: Path) -> str:

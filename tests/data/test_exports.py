@@ -202,7 +202,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     (
         {"inputs": {"question": "Tide?", "port": "Faro"}, "outputs": {"answer": "High."}},
         "inputs",
-        "'data.columns={prompt: inputs.question, completion: outputs.answer}'",
+        r'{prompt: "{inputs.question}\n\n{inputs.port}", completion: outputs.answer}',
     ),
     (
         {"input": [USER], "expected_output": "High.", "output": "Low."},

@@ -304,7 +304,8 @@ def test_excel_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Mon
 def test_other_encodings_are_named_with_the_command(
     tmp_path: Path, name: str, encoding: str
 ) -> None:
-    text = "prompt,completion\nOlá,b\n" if name == "a.csv" else '{"prompt": "Olá"}'
+    texts = {"a.csv": "prompt,completion\nOlá,b\n", "a.txt": "Olá, mar."}
+    text = texts.get(name, '{"prompt": "Olá"}')
     path = written(tmp_path / name, text.encode(encoding))
     problem = refused(path)
     command = problem.mend.partition(": ")[2]
@@ -348,3 +349,21 @@ def test_nested_parquet_and_nulls_that_pandas_writes(tmp_path: Path) -> None:
     for name in ("a.parquet", "a.jsonl"):
         first, second = rows(tmp_path / name)
         assert first == {"messages": MESSAGES} and second == given[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "better"),
+    [
+        ("a.jsonl", gzip.compress(LINES), "a.jsonl.gz"),
+        ("a.csv", PACK["zst"](LINES), "a.csv.zst"),
+        ("a.txt", LINES, "a.jsonl"),
+    ],
+)
+def test_the_advice_about_a_wrong_name_reads_the_file(
+    tmp_path: Path, name: str, content: bytes, better: str
+) -> None:
+    mend = refused(written(tmp_path / name, content)).mend
+    subprocess.run(["bash", "-c", mend.partition(": ")[2]], check=True)
+    assert [path.name for path in tmp_path.iterdir()] == [better]
+    if not better.startswith("a.csv"):
+        assert rows(tmp_path) == ROWS

@@ -126,7 +126,7 @@ REFUSED: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
         SAFER,
         ("data.ignore=[safer_response_id]", "data.ignore=[better_response_id]"),
     ),
-    ("a number for letters", {**AB, "winner": 1}, ("write a or b", "chosen: response_a")),
+    ("a number for letters", {**AB, "winner": 1}, ("write a or b",)),
     ("a label of 0 and 1", {**ZERO, "label": 1}, ("does not say which answer",)),
     ("no such place", {**ZERO, "choice": 2}, ("write 0 or 1",)),
     ("messages of others", {**WHOLE, "messages": [ASKED, OLDER[1]]}, ("data.ignore=[messages]",)),

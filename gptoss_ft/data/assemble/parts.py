@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from gptoss_ft.errors import Problem
@@ -72,3 +73,18 @@ def number_of(value: Any) -> float | None:
     except ValueError:
         return None
     return number if number == number else None
+
+
+def moment_of(value: Any) -> float | None:
+    """Reads a time: seconds, or ISO 8601, in UTC where it says no zone."""
+    number = number_of(value)
+    if number is not None:
+        return number
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value.strip())
+        except ValueError:
+            return None
+    if not isinstance(value, datetime):
+        return None
+    return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()

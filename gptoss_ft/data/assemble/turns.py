@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from gptoss_ft.data.assemble.parts import Joined, Part, broken, joined, number_of
+from gptoss_ft.data.assemble.parts import Joined, Part, broken, joined, moment_of, number_of
 from gptoss_ft.data.formats.common import is_empty
 from gptoss_ft.data.formats.dialects.authors import ROLE_OF
 from gptoss_ft.data.formats.harmless import fold
@@ -46,6 +46,18 @@ POSITIONS = (
     "index",
     "idx",
 )
+# Where nothing counts the messages, the time of each orders them.
+TIMES = (
+    "created_at",
+    "createdat",
+    "created",
+    "created_time",
+    "timestamp",
+    "ts",
+    "time",
+    "sent_at",
+)
+PLACES = (*POSITIONS, *TIMES)
 ROLES = ("role", "from", "speaker", "sender", "author")
 TEXTS = ("content", "text", "message", "value", "utterance")
 CALLS = ("tool_calls", "function_call")
@@ -58,14 +70,14 @@ def fits(row: Mapping[str, Any]) -> bool:
     place in it, a role and a text.
     """
     names = _names(row)
-    if _key(names, CONVERSATIONS) is None or _key(names, POSITIONS) is None:
+    if _key(names, CONVERSATIONS) is None or _key(names, PLACES) is None:
         return False
     role = _key(names, ROLES)
     if role is None or "messages" in names or "conversations" in names:
         return False
     text = _key(names, (*TEXTS, *CALLS))
     known = isinstance(row[role], str) and fold(row[role]) in ROLE_OF
-    return known and text is not None and (fold(text) in CALLS or isinstance(row[text], str))
+    return known and text is not None and (fold(text) in CALLS or isinstance(row[text], str | list))
 
 
 def belongs(row: Mapping[str, Any]) -> bool:
@@ -102,7 +114,8 @@ def _unnumbered(parts: Sequence[Part]) -> Iterator[Problem]:
         if number is None:
             mend = "write the place of the message in its conversation"
             found = repr(part.row.get(name))
-            yield Problem(f"`{name}` is not a number", f"{part.where} {name}", found, mend)
+            what = "neither a number nor a time" if fold(name) in TIMES else "not a number"
+            yield Problem(f"`{name}` is {what}", f"{part.where} {name}", found, mend)
 
 
 def _misplaced(ordered: Sequence[Part]) -> Iterator[Problem]:
@@ -110,7 +123,10 @@ def _misplaced(ordered: Sequence[Part]) -> Iterator[Problem]:
     for before, part in pairwise(ordered):
         (name, last), (_, number) = _position(before), _position(part)
         where, found = f"{part.where} {name}", repr(part.row[name])
-        if number == last and _role(part) == _role(before):
+        if number == last and fold(name) in TIMES:
+            what = f"the message at {before.where} has the same time: either may be the first"
+            yield Problem(what, where, found, "number the messages in a column `turn`")
+        elif number == last and _role(part) == _role(before):
             what = f"the same turn of the same role stands at {before.where} already"
             yield Problem(what, where, found, "delete one of them, or number them anew")
         elif fold(name) in TURNS and (number or 0) - (last or 0) > 1:
@@ -155,8 +171,9 @@ def _role(part: Part) -> Any:
 
 
 def _position(part: Part) -> tuple[str, float | None]:
-    name = _key(_names(part.row), POSITIONS) or POSITIONS[0]
-    return name, number_of(part.row.get(name))
+    name = _key(_names(part.row), PLACES) or POSITIONS[0]
+    value = part.row.get(name)
+    return name, moment_of(value) if fold(name) in TIMES else number_of(value)
 
 
 def _names(row: Mapping[str, Any]) -> dict[str, str]:

@@ -110,6 +110,13 @@ def assembled(
     )
 
 
+# Python's own writing of a list, as `print` and pandas' `to_csv` leave it in a cell, is no JSON.
+LISTING = (
+    "write a list of messages; a list in a table is written as JSON, as "
+    "DataFrame.to_json('rows.jsonl', orient='records', lines=True) does it"
+)
+
+
 def read_messages(raw: Any, key: str, state: RowState, use: Use = "trained") -> list[Placed]:
     """Reads the messages of a list; empty for null, and where there are only problems."""
     raw = decoded(raw)
@@ -118,7 +125,7 @@ def read_messages(raw: Any, key: str, state: RowState, use: Use = "trained") -> 
     if isinstance(raw, str):
         raw = turns_of(transcript(raw), raw, key, state) or raw
     if not isinstance(raw, list):
-        state.refuse(f"`{key}` is not a list", key, raw, "write a list of messages")
+        state.refuse(f"`{key}` is not a list", key, raw, LISTING)
         return []
     if not raw:
         mend = "add the messages or delete the row"

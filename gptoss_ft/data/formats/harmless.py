@@ -19,9 +19,9 @@ _ORIGIN = """
     repo_name title slug dump crawl snapshot version revision commit license licenses licence
     copyright author authors creator annotator annotators user_id session_id conversation_id
     prompt_id question_id trace_id traceid run_id parent_run_id parent_observation_id request_id
-    response_id example_id instance_id trajectory_id custom_id message_id thread_id item_id
+    response_id example_id qid instance_id trajectory_id custom_id message_id thread_id item_id
     parent_id message_tree_id hashed_ip turn_identifier object object_type schema_version
-    schemaversion project project_name sub_dataset_name qid trial trial_name episode
+    schemaversion project project_name sub_dataset_name qid trial trial_name episode revisionid
 """
 _TIME = """
     date dates time timestamp timestamps created created_at createdat create_time created_date

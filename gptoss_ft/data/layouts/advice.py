@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gptoss_ft.data.formats.common import RowState, decoded, is_empty, nearest, shell_list
-from gptoss_ft.data.formats.dialects.authors import author_of
+from gptoss_ft.data.formats.dialects.authors import TEXT_KEYS, author_of
 from gptoss_ft.data.formats.harmless import fold, is_harmless
 from gptoss_ft.data.formats.ratings import RATING_NAMES, rating_advice
 from gptoss_ft.data.formats.transcripts import transcript
 from gptoss_ft.data.layouts import names
+from gptoss_ft.data.layouts.asked import is_turns
 from gptoss_ft.data.layouts.columns import paths_of
 from gptoss_ft.data.layouts.maps import matching_maps, packaged_map
 from gptoss_ft.data.layouts.plan import CONVERSATIONAL, NEEDED, Plan
 
 # Of difflib: how near a column comes to a name that it may be a misspelling of.
 MISSPELT_COLUMN = 0.85
+
+ONE_MESSAGE = "the row is one message, and does not say of which conversation"
+JOINING = (
+    "add the columns `conversation_id` and `turn` (or `created_at`), which put the messages of a "
+    'conversation together; or write a conversation in each row: {"messages": [...]}'
+)
+ANSWERING = "add the answer as `completion`, or say 'data.on_bad=drop'"
 
 
 def refuse_unread(
@@ -141,6 +148,12 @@ def _copies_of_the_rest(plan: Plan, row: Mapping[str, Any]) -> list[str]:
 def refuse_unknown(plan: Plan, row: Mapping[str, Any], state: RowState) -> None:
     """Refuses a row that fits no format, and says how its columns could be named."""
     open_ = [n for n, value in row.items() if not is_empty(value) and not is_harmless(n)]
+    if author_of(row) is not None and any(key in row for key in TEXT_KEYS):
+        state.refuse(ONE_MESSAGE, found=[*row], mend=JOINING)
+        return
+    if open_ and all(fold(name) in names.PROMPTS for name in open_):
+        state.refuse("the row has no answer", found=[*row], mend=ANSWERING)
+        return
     chosen = _guess(open_, row)
     if not chosen:
         mend = "say what the columns are: 'data.columns={prompt: NAME, completion: NAME}'"
@@ -166,19 +179,23 @@ def _guess(given: Sequence[str], row: Mapping[str, Any]) -> dict[str, str]:
             thinking = [name for name in given if fold(name) in names.THINKING]
             thought = {"thinking": thinking[0]} if len(thinking) == 1 else {}
             return {"prompt": folded[first], **thought, "completion": folded[second]}
-    lists = [name for name in given if _is_conversation(row[name], alone=len(given) == 1)]
+    lists = [name for name in given if is_turns(row[name])]
+    if not lists and len(given) == 1 and _is_said_in_turn(row[given[0]]):
+        lists = list(given)
     if lists:
-        return {"messages": lists[0]}
+        return _guessed_turns(lists, row)
     texts = [name for name in given if isinstance(row[name], str)]
     prompts = [name for name in texts if fold(name) in names.PROMPTS]
     completions = [name for name in texts if fold(name) in names.COMPLETIONS]
-    if len(texts) == 1 and len(given) == 1:
+    if len(given) == 1 and texts:
         return {"text": texts[0]}
     whole = [name for name in texts if transcript(row[name]) is not None]
     if len(whole) == 1:
         return {"text": whole[0]}
-    # With more than two texts it takes the name of an answer to tell them apart.
-    if len(texts) > 1 and (completions or len(texts) == 2):
+    # Of more columns, two whose names say nothing could be anything: an error and its cause.
+    filled = [name for name, value in row.items() if not is_empty(value)]
+    alone = len(texts) == len(filled) == 2 and all(name.isidentifier() for name in texts)
+    if alone or (len(texts) > 1 and (prompts or completions)):
         return _guessed_pair(texts, prompts, completions)
     return {}
 
@@ -191,6 +208,13 @@ def _misspelt(given: Sequence[str]) -> dict[str, str]:
         if near and near not in needed:
             return {missing[0]: near}
     return {}
+
+
+def _guessed_turns(lists: Sequence[str], row: Mapping[str, Any]) -> dict[str, str]:
+    """Proposes a conversation that ends in an answer; of two, no more than one may be good."""
+    last = decoded(row[lists[0]])[-1]
+    answered = author_of(last) == "assistant"
+    return {"messages": lists[0]} if len(lists) == 1 and answered else {}
 
 
 def _guessed_pair(
@@ -206,13 +230,12 @@ def _guessed_pair(
     return {"prompt": prompt, **thought, "completion": left[0]}
 
 
-def _is_conversation(value: Any, *, alone: bool) -> bool:
+def _is_said_in_turn(value: Any) -> bool:
+    """Returns whether a value is an even number of texts: what two say in turn."""
     value = decoded(value)
-    if not isinstance(value, list) or not value:
+    if not isinstance(value, list) or not value or len(value) % 2:
         return False
-    # Texts in a list are what two say in turn.
-    turns = alone and len(value) % 2 == 0 and all(isinstance(v, str) for v in value)
-    return turns or all(isinstance(v, Mapping) and author_of(v) for v in value)
+    return all(isinstance(text, str) for text in value)
 
 
 def columns_argument(columns: Mapping[str, str] | Iterable[tuple[str, str]]) -> str:
@@ -223,4 +246,5 @@ def columns_argument(columns: Mapping[str, str] | Iterable[tuple[str, str]]) -> 
 
 def _word(source: str) -> str:
     plain = source.replace("_", "").replace("-", "").replace(".", "").isalnum()
-    return source if plain and source.isascii() else json.dumps(source, ensure_ascii=False)
+    # The command line reads a backslash and n as such, and a template makes them a newline.
+    return source if plain and source.isascii() else '"' + source.replace('"', r"\"") + '"'

@@ -108,7 +108,7 @@ def request_columns(raw: Any, key: str, state: RowState) -> dict[str, Any]:
     if prompt is None:
         mend = "delete the row, or say 'data.on_bad=drop'"
         state.refuse("the request holds no messages", key, [*body], mend)
-    elif prompt == "input":
+    elif prompt == "input" and not _is_langchain(body["input"]):
         columns["input"] = body["input"]
         if "system" in columns:
             columns["instructions"] = columns.pop("system")
@@ -119,6 +119,15 @@ def request_columns(raw: Any, key: str, state: RowState) -> dict[str, Any]:
         columns["tools"] = [*columns.get("tools", ()), *tools]
     columns |= _settings(body)
     return columns
+
+
+def _is_langchain(raw: Any) -> bool:
+    """Returns whether a list holds messages as LangChain stores them, in either form."""
+    items = decoded(raw)
+    return isinstance(items, list) and all(
+        isinstance(item, OBJECTS) and ("lc" in item or isinstance(item.get("data"), OBJECTS))
+        for item in items
+    )
 
 
 def _settings(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,7 +192,7 @@ def answer_of(raw: Any, key: str, state: RowState) -> list[Any]:
     if isinstance(raw, list) and raw and all(isinstance(item, OBJECTS) for item in raw):
         return raw
     body = opened(raw)
-    if "lc" in body:
+    if _is_langchain([body]):
         return [body]
     check_nested(body, RESPONSE, key, state)
     _note_finish(body, state)

@@ -178,8 +178,9 @@ def _better(row: Row, plan: _Plan, state: RowState) -> str:
     name = plan.names[says[0]]
     found = _named_better(row, row[name], plan, says[0])
     if found is None:
-        mend = f"write {plan.marks[0]} or {plan.marks[1]}, or tie; or say which column is which: "
-        mend += f"'data.columns={{chosen: {plan.left}, rejected: {plan.right}}}'"
+        # A number in a doubtful column may count from 0 or from 1.
+        sides = (plan.left, plan.right) if says[0] in DOUBTFUL else plan.marks
+        mend = f"write {sides[0]} or {sides[1]}, or tie, in every row"
         state.refuse(f"`{name}` does not say which answer is the better one", name, row[name], mend)
     return found or "left"
 
@@ -269,6 +270,10 @@ def _answer(raw: Any, prompt: Any, key: str, state: RowState) -> Any:
     if isinstance(stored, Mapping) and is_turns([stored]):
         return [stored]
     questions = decoded(prompt)
+    if isinstance(stored, list) and None in stored:
+        mend = "delete the row, or say 'data.on_bad=drop'"
+        state.refuse("an answer is missing", key, raw, mend)
+        return raw
     many = isinstance(stored, list) and bool(stored) and all(isinstance(x, str) for x in stored)
     if not (many and isinstance(questions, list) and len(questions) == len(stored)):
         return stored if is_turns(stored) else raw

@@ -1,4 +1,4 @@
-"""Exports of chats from products: ChatGPT and Claude."""
+"""Exports of chats from products: ChatGPT, Claude and Google AI Studio."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from gptoss_ft.data.formats.common import RowState, decoded, is_empty, shell_list
 from gptoss_ft.data.layouts import chatgpt
+from gptoss_ft.data.layouts.bodies import system_text
 from gptoss_ft.data.layouts.layout import Layout
 from gptoss_ft.data.layouts.nested import check_nested, opened
 
@@ -92,6 +93,38 @@ def _attached(message: Mapping[str, Any], key: str, state: RowState) -> str:
     return "\n\n".join(texts)
 
 
+def fits_studio(row: Mapping[str, Any]) -> bool:
+    """Returns whether the row is a prompt that Google AI Studio saved."""
+    return isinstance(opened(row.get("chunkedPrompt")).get("chunks"), list)
+
+
+def convert_studio(row: Mapping[str, Any], state: RowState) -> dict[str, Any]:
+    """Reads the chunks, of which those of thinking come before the answer."""
+    prompt = opened(row["chunkedPrompt"])
+    check_nested(prompt, frozenset(("chunks", "pendingInputs")), "chunkedPrompt", state)
+    chunks = [opened(chunk) for chunk in decoded(prompt["chunks"])]
+    messages: list[dict[str, Any]] = []
+    for i, chunk in enumerate(chunks):
+        parts = [str(opened(part).get("text")) for part in decoded(chunk.get("parts")) or ()]
+        again = {"parts"} if "".join(parts) == chunk.get("text") else set()
+        check_nested(chunk, CHUNK_KEYS | again, f"chunkedPrompt.chunks[{i}]", state)
+        role, name = chunk.get("role"), "thinking" if chunk.get("isThought") else "content"
+        if not (messages and role == "model" == messages[-1]["role"]):
+            messages.append({"role": role, "content": ""})
+        messages[-1][name] = messages[-1].get(name, "") + str(chunk.get("text", ""))
+    system = opened(row.get("systemInstruction"))
+    if system:
+        text = system_text(system, "systemInstruction", state)
+        messages[:0] = [{"role": "system", "content": text}] if text else []
+    return {"messages": messages}
+
+
+_CHUNK = """
+    text role isThought tokenCount finishReason thinkingBudget thoughtSignatures createTime
+    isEdited safetyRatings branchParent branchChildren
+"""
+CHUNK_KEYS = frozenset(_CHUNK.split())
+STUDIO = frozenset(("runSettings", "systemInstruction", "chunkedPrompt"))
 _CLAUDE = """
     chat_messages current_leaf_message_uuid uuid name summary created_at updated_at account model
     settings is_starred is_temporary project project_uuid platform
@@ -101,4 +134,11 @@ CLAUDE_READ = frozenset(("chat_messages", "current_leaf_message_uuid"))
 LAYOUTS = (
     chatgpt.LAYOUT,
     Layout("Claude export", fits_claude, convert_claude, lambda row: CLAUDE, CLAUDE - CLAUDE_READ),
+    Layout(
+        "Google AI Studio prompt",
+        fits_studio,
+        convert_studio,
+        lambda row: STUDIO,
+        frozenset(("runSettings",)),
+    ),
 )

@@ -131,6 +131,8 @@ BESIDE_CONVERSATION = (
     "solution",
     "generations",
 )
+# Beside a text they say who said it, or what was asked; beside messages, who used the API.
+SPEAKERS = ("user",)
 # Answers that others were checked against; likewise.
 CHECKED_AGAINST = (
     "expected_answer",

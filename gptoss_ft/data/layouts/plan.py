@@ -127,6 +127,8 @@ def _line(slot: str, source: str) -> str:
 
 def _says_nothing(name: str, format_name: str) -> bool:
     folded = fold(name)
+    if format_name == "text" and folded in names.SPEAKERS:
+        return False  # One message of a chat, with who said it.
     if format_name in ANSWERING and folded in names.CHECKED_AGAINST:
         return True
     if format_name in CONVERSATIONAL and folded in names.BESIDE_CONVERSATION:

@@ -33,6 +33,7 @@ SCORES = (
     "ratings",
     "reward",
     "rewards",
+    "pm_score",
     "overall_score",
 )
 # What is told of the answers besides, in public datasets.

@@ -41,6 +41,7 @@ STEP_MEND = "export the calls of models only, or say 'data.on_bad=drop'"
 LANGSMITH = ("inputs", ("outputs",))
 WEAVE = ("inputs", ("output",))
 LANGFUSE = ("input", ("expectedOutput", "expected_output", "expected", "output"))
+_GIVEN = frozenset((LANGSMITH[0], LANGFUSE[0]))
 Sides = tuple[str, tuple[str, ...]]
 MODEL_CALLS = frozenset(("llm", "chat_model", "generation", "prompt"))
 MODEL_TYPES = frozenset(("run_type", "span_kind", "type"))
@@ -50,8 +51,10 @@ def fits_trace(row: Mapping[str, Any], sides: Sides) -> bool:
     """Returns whether the row holds what went into a model, and what came out of it."""
     first, seconds = sides
     second = next((name for name in seconds if not is_empty(row.get(name))), None)
-    if second is None or is_empty(row.get(first)) or "instruction" in row or "messages" in row:
+    if is_empty(row.get(first)) or "instruction" in row or "messages" in row:
         return False
+    if second is None:
+        return any(name in row for name in seconds) and not is_hollow(row.get("error"))
     given, got = decoded(row[first]), decoded(row[second])
     if isinstance(given, OBJECTS):
         return not isinstance(got, bool) and "preferred_output" not in row
@@ -82,7 +85,7 @@ def convert_trace(row: Mapping[str, Any], state: RowState, sides: Sides) -> dict
     if len(given) > 1:
         mend = f"say which is not: {shell_list('data.ignore', given[1:])}"
         state.refuse("several columns could be the answer", given[0], given, mend)
-    if len(given) != 1 or not _check_run(row, state):
+    if not _check_run(row, state) or len(given) != 1:
         return {}
     columns = _inputs(row[first], first, given[0], row, state)
     _add_tools(columns, row, state)
@@ -104,7 +107,20 @@ def _check_run(row: Mapping[str, Any], state: RowState) -> bool:
         if not is_hollow(error):
             state.refuse("the run ended in an error", name, error, DROP)
             return False
+    if row.get("status") == "ARCHIVED" and "datasetId" in row:
+        mend = f"{DROP}; {shell_list('data.ignore', ['status'])} trains archived items too"
+        state.refuse("the item of the dataset is archived", "status", "ARCHIVED", mend)
+    _check_scores(row, state)
     return True
+
+
+def _check_scores(row: Mapping[str, Any], state: RowState) -> None:
+    """Refuses what users and judges said of the answer, be it bad."""
+    scores = decoded(row.get("scores"))
+    if isinstance(scores, list) and any(isinstance(score, OBJECTS) for score in scores):
+        ignoring = shell_list("data.ignore", ["scores"])
+        mend = f"keep the good rows; {ignoring} trains all answers alike, the bad ones too"
+        state.refuse("`scores` rate the answer, and are not read", "scores", scores, mend)
 
 
 def _inputs(
@@ -168,7 +184,13 @@ def _open(body: Mapping[str, Any], state: RowState) -> dict[str, Any]:
 def _path(column: str, raw: Any, state: RowState) -> str:
     texts = [name for name, value in _open(opened(raw), state).items() if isinstance(value, str)]
     texts = [name for name in texts if not is_harmless(name)] or texts
-    return f"{column}.{texts[0]}" if texts else column
+    if not texts:
+        return column
+    # All of what was given, for nothing may be lost to who follows the advice.
+    many = len(texts) > 1 and column in _GIVEN
+    return (
+        r"\n\n".join(f"{{{column}.{name}}}" for name in texts) if many else f"{column}.{texts[0]}"
+    )
 
 
 def _add_tools(columns: dict[str, Any], row: Mapping[str, Any], state: RowState) -> None:
