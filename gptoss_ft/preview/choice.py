@@ -29,6 +29,7 @@ T = TypeVar("T")
 FIRST_ROWS = slice(0, 10)
 # A page of this many tokens is about 3 MB and still opens at once on a phone.
 PAGE_TOKENS = 400_000
+NOTHING = "no example to show"
 
 
 def preview(
@@ -194,7 +195,7 @@ def _nothing(options: PreviewOptions) -> Problem:
     names = ("rows", "lines", "random", "only")
     asked = [f"{name}={value}" for name in names if (value := getattr(options, name))]
     mend = "choose other rows" if asked else "write at least one example into the data"
-    return Problem("no example to show", "preview", " ".join(asked), mend)
+    return Problem(NOTHING, "preview", " ".join(asked), mend)
 
 
 def _summary(

@@ -12,7 +12,7 @@ from gptoss_ft.data.summary import Counts
 from gptoss_ft.errors import ConfigError, DataError, GptOssFtError, Problem
 from gptoss_ft.harmony.render import Renderer
 from gptoss_ft.harmony.vocabulary import load_vocabulary, packaged_vocabulary
-from gptoss_ft.preview.choice import preview
+from gptoss_ft.preview.choice import NOTHING, preview
 from gptoss_ft.preview.options import PreviewCommand
 
 
@@ -36,7 +36,9 @@ def run(options: PreviewCommand, context: Context) -> Outcome:
     try:
         preview(examples, renderer, vocabulary, options, context.say, title=names, dropped=dropped)
     except GptOssFtError as error:
-        raise DataError([*_problems(bad), *error.problems]) from error
+        # Where every row is bad, that there is none to show goes without saying.
+        others = [problem for problem in error.problems if not (bad and problem.what == NOTHING)]
+        raise DataError([*_problems(bad), *others]) from error
     if bad and dropped is None:
         raise DataError(refused(_problems(bad), some_are_good=True))
     return Outcome()

@@ -9,8 +9,10 @@ from spoken import refusal, sides, spoken, turn
 
 from gptoss_ft.data.formats.harmless import is_harmless
 from gptoss_ft.data.formats.ratings import RATING_NAMES
+from gptoss_ft.data.layouts.plan import Reading
 from gptoss_ft.data.options import DataOptions
 from gptoss_ft.data.rated import BAD, CHOSEN, GOOD, TIED, good_side
+from gptoss_ft.data.reading import read_row
 from gptoss_ft.data.summary import Counts
 from gptoss_ft.errors import DataError
 from gptoss_ft.harmony.messages import Conversation, Feedback, Message, Preference
@@ -128,3 +130,16 @@ def test_sft_trains_the_good_side(example: Preference | Feedback, said: str, cou
     found = good_side(example, "rows.jsonl:1", DataOptions("x", on_rated="good"), counts)
     assert (spoken(found.messages) if found else "") == said
     assert (counts.changed + counts.dropped)[counted] == 1
+
+
+def test_a_failed_attempt_is_refused_and_a_good_one_named() -> None:
+    row = {"messages": [turn("user", "q"), turn("assistant", "a")]}
+    assert "data.ignore=[resolved]" in str(refusal(row | {"resolved": False}))
+    read = read_row(row | {"resolved": 1}, "rows.jsonl:1")
+    assert "resolved: not read, it says that all went well" in read.columns
+
+
+def test_a_column_that_the_row_does_not_have_is_noted() -> None:
+    reading = Reading(columns=(("prompt", "q"), ("completion", "a"), ("system", "Be brief.")))
+    read = read_row({"q": "Tide?", "a": "High."}, "rows.jsonl:1", reading)
+    assert read.notes == {"rows without the column `Be brief.`, which data.columns names": 1}

@@ -51,7 +51,7 @@ _MADE = """
     turns_count num_turns turn_count turn_index user cost price parallel_tool_calls tool_choice
     response_format raw_generation_responses generation_prompt distilabel_metadata
     used_in_training used_in_kaggle used_in in_gsm8k_train inference_mode is_reasoning_complete
-    skip_prompt_formatting order exit_status resolved model_provider cutoff_date
+    skip_prompt_formatting order exit_status model_provider cutoff_date
     gen_input_configs gen_response_configs changed_answer_to_majority contest_name contest_start
     contest_start_year time_limit memory_limit
 """

@@ -45,7 +45,9 @@ _RATING_NAMES_TEXT = """
     correctness coherence complexity verbosity honesty truthfulness instruction_following
     harmlessness overall_score fine_grained_score
 """
-RATING_NAMES = frozenset(_RATING_NAMES_TEXT.split())
+# How an attempt ended: no rating to train by, but a failed one is not to be learnt from unawares.
+OUTCOMES = frozenset(("resolved", "solved", "success", "succeeded", "successful", "passed"))
+RATING_NAMES = frozenset(_RATING_NAMES_TEXT.split()) | OUTCOMES
 
 
 def read_label(raw: Any) -> bool | None:

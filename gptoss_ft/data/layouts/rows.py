@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 from gptoss_ft.data.formats.common import OBJECTS, RowState, decoded, is_empty
 from gptoss_ft.data.formats.harmless import LONG, fold, is_harmless, weight_of
+from gptoss_ft.data.formats.ratings import OUTCOMES, read_label
 from gptoss_ft.data.layouts import names, ratings
 from gptoss_ft.data.layouts.advice import refuse_doubt, refuse_unknown, refuse_unread
-from gptoss_ft.data.layouts.columns import value_of
+from gptoss_ft.data.layouts.columns import paths_of, value_of
 from gptoss_ft.data.layouts.layout import Layout
 from gptoss_ft.data.layouts.nested import check_nested
 from gptoss_ft.data.layouts.plan import (
@@ -66,6 +67,7 @@ def canonical_row(row: Mapping[str, Any], reading: Reading, state: RowState) -> 
     plan = plan_of(_signature(row), reading)
     if reading.columns:
         check_siblings(row, reading.columns, state)
+        _note_absent(row, reading.columns, state)
     left = [name for name in plan.rest if not is_empty(row[name])]
     unsettled = _is_unsettled(row, plan)
     if plan.simple and not (left or unsettled):
@@ -91,6 +93,15 @@ def _is_unsettled(row: Mapping[str, Any], plan: Plan) -> bool:
         # The answer to these messages may stand in a column as well.
         return any(slot == "thinking" for slot, _ in plan.moves)
     return plan.format in UNSETTLED
+
+
+def _note_absent(
+    row: Mapping[str, Any], columns: tuple[tuple[str, str], ...], state: RowState
+) -> None:
+    """Notes columns that the user names and that the row does not have."""
+    for name in dict.fromkeys(path for _, source in columns for path in paths_of(source)):
+        if name not in row and name.split(".")[0] not in row:
+            state.note(f"rows without the column `{name}`, which data.columns names")
 
 
 def _planned(row: Mapping[str, Any], plan: Plan, left: list[str], state: RowState) -> CanonicalRow:
@@ -237,7 +248,9 @@ def _settle_rest(
     for name in left:
         if texts is None:
             texts = frozenset(_texts(read))
-        if _is_copy(row[name], texts):
+        if fold(name) in OUTCOMES and read_label(row[name]) is True:
+            yield f"{name}: not read, it says that all went well"
+        elif _is_copy(row[name], texts):
             yield f"{name}: not read, the same stands in the conversation"
         else:
             refused.append(name)
