@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from gptoss_ft.data.formats.common import RowState, check_text, decoded, read_content
+from gptoss_ft.data.formats.thinking import thinking_text
 from gptoss_ft.harmony.messages import Conversation, Example, Feedback, Message, Preference
 
 SYSTEM_ROLES = ("system", "developer")
@@ -67,10 +68,7 @@ def _after_system(text: str, messages: tuple[Message, ...], state: RowState) -> 
 
 
 def _with_thinking(example: Example, raw: Any, state: RowState) -> Example:
-    if not isinstance(raw, str):
-        state.refuse("the thinking is not a text", "thinking", raw, _without("thinking", state))
-        return example
-    text = check_text(raw.strip(), "thinking", state)
+    text = check_text(thinking_text(raw, "thinking", state).strip(), "thinking", state)
     if not text:
         return example
     if isinstance(example, Conversation):

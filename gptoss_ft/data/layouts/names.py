@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from gptoss_ft.data.formats.ratings import SCORE_COLUMNS
+from gptoss_ft.data.formats.thinking_names import THINKING_KEYS
 
 # The columns that the formats read, and that `data.columns` may name.
 CANONICAL = (
@@ -99,28 +100,7 @@ SYSTEMS = (
 )
 TOOLS = ("tools", "functions", "function_description", "tool_list", "available_tools")
 # Thinking beside an answer.
-THINKING = (
-    "thinking",
-    "reasoning",
-    "reasoning_content",
-    "thought",
-    "thoughts",
-    "analysis",
-    "cot",
-    "chain_of_thought",
-    "complex_cot",
-    "rationale",
-    "think",
-    "thinking_content",
-    "reasoning_trace",
-    "thinking_trajectory",
-    "deepseek_thinking_trajectory",
-    "gemini_thinking_trajectory",
-    "deepseek_reasoning",
-    "r1_reasoning",
-    "scratchpad",
-    "inner_thoughts",
-)
+THINKING = tuple(sorted(THINKING_KEYS))
 # Columns that a conversation beside them was made from; they are named as not read.
 BESIDE_CONVERSATION = (
     "prompt",
