@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gptoss_ft.data.options import SourceOptions
-from gptoss_ft.data.read import decode, read_source
+from gptoss_ft.data.sources.read import decode, read_source
 from gptoss_ft.errors import DataError, Problem
 
 

@@ -33,11 +33,11 @@ from gptoss_ft.data.bad import (
     refused,
     write_bad,
 )
-from gptoss_ft.data.file_types import stem_of
 from gptoss_ft.data.layouts.plan import Reading
 from gptoss_ft.data.options import DataOptions, SourceOptions, cache_folder
-from gptoss_ft.data.read import Found, RowChunk, find_files, read_source
 from gptoss_ft.data.rows import CONVERSATIONS, RowChunkResult, RowKind, render_chunk
+from gptoss_ft.data.sources.file_types import stem_of
+from gptoss_ft.data.sources.read import Found, RowChunk, find_files, read_source
 from gptoss_ft.data.summary import Counts
 from gptoss_ft.errors import DataError, Problem
 from gptoss_ft.files import atomic_folder, code_digest, sha256_file

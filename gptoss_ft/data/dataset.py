@@ -19,8 +19,8 @@ from gptoss_ft.data.mix import Mix, Table, mix
 from gptoss_ft.data.options import DataOptions, SourceOptions, cache_folder
 from gptoss_ft.data.overlap import check_overlap, overlap, without_held_out
 from gptoss_ft.data.pack import Bins, best_fit, pack_rows
-from gptoss_ft.data.read import RowChunk, read_source
 from gptoss_ft.data.rows import CONVERSATIONS, RowKind, parse_chunk
+from gptoss_ft.data.sources.read import RowChunk, read_source
 from gptoss_ft.data.summary import Counts, DataSummary, summarise
 from gptoss_ft.errors import ConfigError, DataError, GptOssFtError, Problem
 from gptoss_ft.files import atomic_file

@@ -21,8 +21,8 @@ from gptoss_ft.data.bad import BadRow, Report
 from gptoss_ft.data.layouts.plan import Reading
 from gptoss_ft.data.options import DataOptions, SourceOptions
 from gptoss_ft.data.rated import good_side
-from gptoss_ft.data.read import RowChunk, decode, read_source
 from gptoss_ft.data.reading import read_row
+from gptoss_ft.data.sources.read import RowChunk, decode, read_source
 from gptoss_ft.data.summary import Counts
 from gptoss_ft.errors import DataError, Problem
 from gptoss_ft.harmony.messages import (

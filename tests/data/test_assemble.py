@@ -16,8 +16,8 @@ from gptoss_ft.data.assemble.parts import AssembledRow
 from gptoss_ft.data.dataset import check_data, prepare
 from gptoss_ft.data.layouts.plan import Reading
 from gptoss_ft.data.options import DataOptions, SourceOptions
-from gptoss_ft.data.read import RowChunk
 from gptoss_ft.data.rows import read_examples
+from gptoss_ft.data.sources.read import RowChunk
 from gptoss_ft.errors import DataError, Problem
 from gptoss_ft.harmony.messages import Conversation
 from gptoss_ft.harmony.vocabulary import packaged_vocabulary

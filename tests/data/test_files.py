@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gptoss_ft.data.options import SourceOptions
-from gptoss_ft.data.read import decode, read_source
+from gptoss_ft.data.sources.read import decode, read_source
 from gptoss_ft.errors import DataError, MissingDependencyError, Problem
 
 ROWS = [{"prompt": "Olá", "completion": "é\nb"}, {"prompt": "c", "completion": "d, e"}]

@@ -12,10 +12,10 @@ import datasets
 import pytest
 
 from gptoss_ft.data.dataset import check_data
-from gptoss_ft.data.files import Found, find_files
 from gptoss_ft.data.options import DataOptions, SourceOptions
-from gptoss_ft.data.read import read_source
-from gptoss_ft.data.splits import split_of
+from gptoss_ft.data.sources.files import Found, find_files
+from gptoss_ft.data.sources.read import read_source
+from gptoss_ft.data.sources.splits import split_of
 from gptoss_ft.errors import DataError, Problem
 
 

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 from gptoss_ft.data.assemble import batches, trees, turns
 from gptoss_ft.data.assemble.parts import Joined, Part
-from gptoss_ft.data.chunks import CHUNK_ROWS
 from gptoss_ft.data.layouts.plan import Reading
-from gptoss_ft.data.read import RowChunk, decode
+from gptoss_ft.data.sources.chunks import CHUNK_ROWS
+from gptoss_ft.data.sources.read import RowChunk, decode
 from gptoss_ft.errors import DataError, Problem
 
 __all__ = ["assembled"]

@@ -9,14 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gptoss_ft.data.card import (
+from gptoss_ft.data.options import SourceOptions
+from gptoss_ft.data.sources.card import (
     choose_config,
     matching,
     patterns_of,
     read_card,
     subset_problem,
 )
-from gptoss_ft.data.file_types import (
+from gptoss_ft.data.sources.file_types import (
     EXCEL,
     JSON,
     READ,
@@ -28,8 +29,7 @@ from gptoss_ft.data.file_types import (
     stem_of,
     type_of,
 )
-from gptoss_ft.data.options import SourceOptions
-from gptoss_ft.data.splits import (
+from gptoss_ft.data.sources.splits import (
     TRAIN,
     by_split,
     check_split,

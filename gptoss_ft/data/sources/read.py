@@ -13,17 +13,17 @@ from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
-from gptoss_ft.data import file_types
-from gptoss_ft.data.chunks import RowChunk, chunked
-from gptoss_ft.data.file_types import stem_of, type_of
-from gptoss_ft.data.files import Found, find_files
+from gptoss_ft.data.sources import file_types
 from gptoss_ft.data.formats.common import quote
 from gptoss_ft.data.formats.json_text import load_json
-from gptoss_ft.data.hub import hub_rows
-from gptoss_ft.data.json_files import decode, read_json
 from gptoss_ft.data.options import SourceOptions
-from gptoss_ft.data.streams import read_all
-from gptoss_ft.data.tables import read_arrow, read_csv, read_excel, read_parquet
+from gptoss_ft.data.sources.chunks import RowChunk, chunked
+from gptoss_ft.data.sources.file_types import stem_of, type_of
+from gptoss_ft.data.sources.files import Found, find_files
+from gptoss_ft.data.sources.hub import hub_rows
+from gptoss_ft.data.sources.json_files import decode, read_json
+from gptoss_ft.data.sources.streams import read_all
+from gptoss_ft.data.sources.tables import read_arrow, read_csv, read_excel, read_parquet
 from gptoss_ft.errors import DataError, Problem
 
 __all__ = ["Found", "RowChunk", "decode", "find_files", "read_source"]

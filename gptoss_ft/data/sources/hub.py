@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any
 
-from gptoss_ft.data.card import subset_problem
 from gptoss_ft.data.options import SourceOptions
-from gptoss_ft.data.splits import choose_splits, others_note
+from gptoss_ft.data.sources.card import subset_problem
+from gptoss_ft.data.sources.splits import choose_splits, others_note
 from gptoss_ft.errors import DataError, Problem
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from gptoss_ft.data.streams import COMPRESSIONS
+from gptoss_ft.data.sources.streams import COMPRESSIONS
 from gptoss_ft.errors import Problem
 
 JSON, CSV, TEXT, PARQUET, ARROW, EXCEL = "json", "csv", "text", "parquet", "arrow", "excel"

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gptoss_ft.data.chunks import CHUNK_ROWS, RowChunk, chunked
-from gptoss_ft.data.splits import choose_splits, others_note
-from gptoss_ft.data.streams import not_utf8, opened
+from gptoss_ft.data.sources.chunks import CHUNK_ROWS, RowChunk, chunked
+from gptoss_ft.data.sources.splits import choose_splits, others_note
+from gptoss_ft.data.sources.streams import not_utf8, opened
 from gptoss_ft.errors import DataError, MissingDependencyError, Problem
 
 _DELIMITERS = ",\t;|"

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gptoss_ft.data.chunks import CHUNK_BYTES, CHUNK_ROWS, RowChunk, chunked
-from gptoss_ft.data.file_types import stem_of
 from gptoss_ft.data.formats.common import quote
 from gptoss_ft.data.formats.json_text import load_json, load_json_at
-from gptoss_ft.data.json_objects import are_messages, object_rows
-from gptoss_ft.data.splits import check_split
-from gptoss_ft.data.streams import not_utf8, opened, read_all
+from gptoss_ft.data.sources.chunks import CHUNK_BYTES, CHUNK_ROWS, RowChunk, chunked
+from gptoss_ft.data.sources.file_types import stem_of
+from gptoss_ft.data.sources.json_objects import are_messages, object_rows
+from gptoss_ft.data.sources.splits import check_split
+from gptoss_ft.data.sources.streams import not_utf8, opened, read_all
 from gptoss_ft.errors import DataError, Problem
 
 Numbered = Iterator[tuple[int, bytes | Mapping[str, Any]]]

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gptoss_ft.data.file_types import stem_of
 from gptoss_ft.data.formats.common import is_empty, quote
 from gptoss_ft.data.formats.harmless import fold
-from gptoss_ft.data.splits import check_split, choose_splits, meaning, others_note
+from gptoss_ft.data.sources.file_types import stem_of
+from gptoss_ft.data.sources.splits import check_split, choose_splits, meaning, others_note
 from gptoss_ft.errors import DataError, Problem
 
 Row = tuple[int, Mapping[str, Any]]

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from gptoss_ft.data.splits import TRAIN, alternatives
+from gptoss_ft.data.sources.splits import TRAIN, alternatives
 from gptoss_ft.errors import DataError, Problem
 
 # Patterns of files, or of files by split; None where the subset names a folder or nothing.
