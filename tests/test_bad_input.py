@@ -51,7 +51,7 @@ def _line(*messages: Any, **keys: Any) -> str:
 BAD_ROWS = {
     "broken JSON": ('{"messages": [', ["not JSON", "column 15"]),
     "not an object": ("[1, 2]", ["object"]),
-    "unknown role": (_line({"role": "robot", "content": "x"}, ANSWER), ["role", '"bot"']),
+    "unknown role": (_line({"role": "robot", "content": "x"}, ANSWER), ["role", '"robot"']),
     "assistant without content": (_line(USER, {"role": "assistant"}), ["content"]),
     "tool result without its call": (
         _line(USER, {"role": "tool", "tool_call_id": "c9", "content": "1"}, ANSWER),

@@ -205,6 +205,6 @@ def test_bad_settings_files_and_adapters(tiny_checkpoint: Path, tmp_path: Path) 
     with pytest.raises(AdapterError):
         generate(GenerateOptions(model=model, adapter=str(tmp_path), prompt="x"))
     bad = tmp_path / "bad.jsonl"
-    bad.write_text('{"messages": [{"role": "bot", "content": "x"}]}\n')
+    bad.write_text('{"messages": [{"role": "robot", "content": "x"}]}\n')
     with pytest.raises(DataError, match=r"bad\.jsonl:1"):
         generate(GenerateOptions(model=model, file=str(bad)))

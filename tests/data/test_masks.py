@@ -133,7 +133,7 @@ def test_segments_become_a_document(parts: Any, text: str, untrained: Any) -> No
         (segments((False, "a")), "segments", "no segment is trained"),
         (segments((None, "a")), "segments[0]", "not a segment"),
         (segments((True, None)), "segments[0]", "not a segment"),
-        ({"segments": [{"start": 0.5, "text": "a"}]}, "segments[0]", "not a segment"),
+        ({"segments": [{"text": "a"}]}, "segments[0]", "not a segment"),
         ({"segments": []}, "segments", "not a list of segments"),
         (
             segments((False, "<|im_start|>user\na<|im_end|>"), (True, "b")),

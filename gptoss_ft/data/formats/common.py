@@ -247,10 +247,10 @@ def is_empty(value: Any) -> bool:
 
 def shell_list(setting: str, names: Iterable[str]) -> str:
     """Writes a setting with a list of names as an argument that a shell passes on unchanged."""
-    return shlex.quote(f"{setting}=[{','.join(_hydra_word(name) for name in names)}]")
+    return shlex.quote(f"{setting}=[{','.join(_bare_word(name) for name in names)}]")
 
 
-def _hydra_word(name: str) -> str:
+def _bare_word(name: str) -> str:
     plain = name.replace("_", "").replace("-", "").replace(".", "").isalnum()
     return name if plain and name.isascii() else json.dumps(name, ensure_ascii=False)
 

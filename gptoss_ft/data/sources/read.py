@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
-from gptoss_ft.data.sources import file_types
 from gptoss_ft.data.formats.common import quote
 from gptoss_ft.data.formats.json_text import load_json
 from gptoss_ft.data.options import SourceOptions
+from gptoss_ft.data.sources import file_types
 from gptoss_ft.data.sources.chunks import RowChunk, chunked
 from gptoss_ft.data.sources.file_types import stem_of, type_of
 from gptoss_ft.data.sources.files import Found, find_files
