@@ -28,7 +28,7 @@ from gptoss_ft.data.formats.common import (
     refuse_missing,
     shell_list,
 )
-from gptoss_ft.data.formats.dialects import translated
+from gptoss_ft.data.formats.dialects import is_standard, translated
 from gptoss_ft.data.formats.dialects.call_text import may_call
 from gptoss_ft.data.formats.dialects.declared_text import declares
 from gptoss_ft.data.formats.raw_tokens import check_words, may_be_raw
@@ -130,18 +130,19 @@ def read_messages(raw: Any, key: str, state: RowState, use: Use = "trained") -> 
     if not raw:
         mend = "add the messages or delete the row"
         state.refuse(f"`{key}` is empty", key, mend=mend)
+    plain = [_plain_message(item, use) for item in raw]
+    if all(plain):
+        return [Placed(f"{key}[{i}]", message) for i, message in enumerate(plain) if message]
     items = [PlacedItem(f"{key}[{i}]", item) for i, item in enumerate(raw)]
-    placed = [
-        Placed(place, message) for place, item in items if (message := _plain_message(item, use))
-    ]
-    if len(placed) == len(items):
-        return placed
-    placed = []
-    for place, item in translated(items, state):
-        message = _plain_message(item, use) or _message(item, place, state, use)
-        if message is not None:
-            placed.append(Placed(place, message))
-    return placed
+    if not all(known or is_standard(item) for item, known in zip(raw, plain, strict=True)):
+        items = translated(items, state)
+        plain = [_plain_message(item, use) for _, item in items]
+    read = (
+        Placed(place, message)
+        for (place, item), known in zip(items, plain, strict=True)
+        if (message := known or _message(item, place, state, use))
+    )
+    return list(read)
 
 
 def _plain_message(raw: Any, use: Use) -> Message | None:
@@ -280,9 +281,10 @@ def check_turns(placed: Sequence[Placed], state: RowState, needs_answer: bool) -
         key = placed[0].place.split("[")[0]
         state.refuse("the row is all prompt: no assistant message", key, mend=mend)
     for i, (place, message) in enumerate(placed):
+        if message.role != "assistant" or _closes(message):
+            continue
         follower = placed[i + 1].message.role if i + 1 < len(placed) else None
-        open_ended = message.role == "assistant" and not _closes(message)
-        if open_ended and follower != "assistant" and (needs_answer or follower is not None):
+        if follower != "assistant" and (needs_answer or follower is not None):
             state.refuse(
                 "the assistant turn ends in thinking, without an answer or a call",
                 place,

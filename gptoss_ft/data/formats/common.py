@@ -208,6 +208,8 @@ def check_keys(
         state: of the row; harmless keys are noted there.
         of: what the object is one of, for notes.
     """
+    if raw.keys() <= known:
+        return
     unread: list[str] = []
     for name, value in raw.items():
         if name in known or is_empty(value):

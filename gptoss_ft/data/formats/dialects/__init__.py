@@ -55,8 +55,6 @@ DIALECTS = (
 
 def translated(items: list[PlacedItem], state: RowState) -> list[PlacedItem]:
     """Rewrites a list of messages; those that are no objects are left as they are."""
-    if all(is_standard(item) for _, item in items):
-        return items
     items = turn_pairs.unrolled(items, state)
     for dialect in DIALECTS:
         if any(isinstance(item, OBJECTS) and dialect.fits(item) for _, item in items):
