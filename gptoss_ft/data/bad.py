@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -88,10 +88,19 @@ def write_bad(rows: Iterable[BadRow], stream: IO[str]) -> None:
     """Writes rows that are left out, a JSON object for each."""
     for row in rows:
         whole = row.row.decode("utf-8", "replace") if isinstance(row.row, bytes) else row.row
-        problems = [
-            {key: text for key, text in asdict(one).items() if text} for one in row.problems
-        ]
+        problems = [_spoken(one) for one in row.problems]
         stream.write(_line({"where": row.where, "problems": problems, "row": whole}))
+
+
+def _spoken(problem: Problem) -> dict[str, str]:
+    """Returns a problem's parts under the names that errors print."""
+    parts = {
+        "what": problem.what,
+        "where": problem.where,
+        "found": problem.found,
+        "fix": problem.mend,
+    }
+    return {name: text for name, text in parts.items() if text}
 
 
 def _line(value: Any) -> str:

@@ -34,7 +34,7 @@ def test_a_question_and_its_answer(name: str) -> None:
 
 @pytest.mark.parametrize("name", ROWS)
 def test_a_column_with_a_meaning_is_refused_beside_each(name: str) -> None:
-    """What nobody reads is never lost, and the advice ends the complaint."""
+    """Nobody's column is lost, and the advice ends the complaint."""
     row = ROWS[name] | {"reservations": "Never at night."}
     found = problems(row)
     assert [(where, "data.ignore=[reservations]" in mend) for _, where, mend in found] == [

@@ -1,4 +1,4 @@
-"""What JSON allows and Python cannot hold ends in a row's error, wherever the JSON stands."""
+"""JSON that Python cannot hold: an error of its row, wherever the JSON stands."""
 
 from __future__ import annotations
 

@@ -62,8 +62,8 @@ def test_every_kind_of_bad_row_is_left_out_counted_and_written_whole(tmp_path: P
         *(BLANK, "{not json\n", NO_FORMAT, BLANK, PAIR, '"a text"\n')
     ]
     for row in rows:
-        assert row["problems"][0].keys() <= {"what", "where", "found", "mend"}
-        assert row["problems"][0]["what"] and row["problems"][0]["mend"]
+        assert row["problems"][0].keys() <= {"what", "where", "found", "fix"}
+        assert row["problems"][0]["what"] and row["problems"][0]["fix"]
     assert sorted(data.summary.bad.values()) == [1, 1, 1, 1, 2]
     assert data.summary.first_bad["the line is not JSON"] == f"{path}:3"
     lines = data.summary.lines()

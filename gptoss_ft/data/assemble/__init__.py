@@ -109,7 +109,7 @@ def _parts(chunk: RowChunk, kind: Kind) -> tuple[list[Part], RowChunk]:
     for number, raw in chunk.rows:
         try:
             row = decode(raw, f"{chunk.path}:{number}")
-        except DataError:  # likewise
+        except DataError:  # refused where the row is read
             others.append((number, raw))
             continue
         if kind.belongs(row):

@@ -201,7 +201,8 @@ def _message(raw: Any, key: str, state: RowState, use: Use) -> Message | None:
     if content is None:
         if raw.get("content") is None:
             what = f"the {role} message has no content"
-            state.refuse(what, f"{key}.content", mend="write a text")
+            mend = "write a text, or leave such rows out with data.on_bad=drop"
+            state.refuse(what, f"{key}.content", mend=mend)
         return None
     name, builtin = result_of(raw, key, state) if role == "tool" else ("", False)
     return Message(role, content, name=name, builtin=builtin)
