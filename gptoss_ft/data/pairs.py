@@ -19,7 +19,8 @@ import pyarrow as pa
 
 from gptoss_ft.data.options import DataOptions
 from gptoss_ft.data.rated import TIED
-from gptoss_ft.data.rows import ParsedRow, RowKind, short_enough, shortened
+from gptoss_ft.data.rows import ParsedRow, RowKind, short_enough
+from gptoss_ft.data.shorten import shortened
 from gptoss_ft.data.summary import Counts
 from gptoss_ft.errors import DataError, Problem
 from gptoss_ft.harmony.messages import (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import hashlib
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from gptoss_ft.data.layouts.plan import Reading
 from gptoss_ft.data.options import DataOptions, SourceOptions
 from gptoss_ft.data.rated import good_side
 from gptoss_ft.data.reading import read_row
+from gptoss_ft.data.shorten import shortened
 from gptoss_ft.data.sources.read import RowChunk, decode, read_source
 from gptoss_ft.data.summary import Counts
 from gptoss_ft.errors import DataError, Problem
@@ -56,7 +56,6 @@ class HasLength(Protocol):
 
 
 Sized = TypeVar("Sized", bound=HasLength)
-Rendered = TypeVar("Rendered")
 
 NO_NOTES: Mapping[str, int] = MappingProxyType({})
 
@@ -188,7 +187,8 @@ def _render_chunk(
             bad.append(BadRow(parsed.where, error.problems, _row_at(chunk, parsed.where)))
             continue
         counts.formats[parsed.format] += 1
-        counts.notes.update(parsed.notes)
+        if parsed.notes:
+            counts.notes.update(parsed.notes)
         columns[parsed.columns] += 1
         rows += kept
         numbers += [examples] * len(kept)
@@ -274,44 +274,6 @@ def _render(
     if shorter:
         counts.changed[f"conversations shortened to max_length={options.max_length}"] += 1
     return shorter or rows
-
-
-def shortened(
-    conversation: Conversation,
-    render: Callable[[Conversation], Rendered],
-    fits: Callable[[Rendered], bool],
-) -> Rendered | None:
-    """Renders without as few of the oldest turns as possible; None when nothing fits."""
-    starts = turn_starts(conversation)
-
-    def rendered_from(turn: int) -> Rendered:
-        return render(without_turns_before(conversation, starts[turn]))
-
-    numbers = range(1, len(starts))
-    first = bisect_left(numbers, True, key=lambda turn: fits(rendered_from(turn))) + 1
-    return rendered_from(first) if first < len(starts) else None
-
-
-def turn_starts(conversation: Conversation) -> list[int]:
-    """Returns the indices of the messages that open a turn; a run of user messages is one
-    question.
-    """
-    messages = conversation.messages
-    return [
-        i
-        for i, message in enumerate(messages)
-        if message.role == "user" and (i == 0 or messages[i - 1].role != "user")
-    ]
-
-
-def without_turns_before(conversation: Conversation, start: int) -> Conversation:
-    """Returns the conversation from message `start` on; system and developer messages stay."""
-    kept = tuple(
-        message
-        for i, message in enumerate(conversation.messages)
-        if i >= start or message.role in ("system", "developer")
-    )
-    return replace(conversation, messages=kept)
 
 
 def short_enough(

@@ -329,3 +329,10 @@ def test_texts_that_speak_of_special_tokens_are_read_and_counted(role: str, text
     read = read_row({"messages": [USER, {"role": role, "content": text}, tail]}, WHERE)
     assert read.example.messages[1] == Message(role, text)
     assert sum(read.notes.values()) == 1
+
+
+def test_tags_inside_a_key_of_thinking_are_dropped() -> None:
+    """They are no part of the thinking, however the rest is written."""
+    answer = {"role": "assistant", "content": "High.", "thinking": "<think>By noon.</think>"}
+    read = parse({"messages": [{"role": "user", "content": "Tide?"}, answer]}, "f:1")
+    assert read.messages[1].thinking == "By noon."

@@ -44,6 +44,7 @@ MESSAGE_KEYS = frozenset(
 NAMED = "key `name` of messages not read: Harmony names the authors of results only"
 # All that most messages have: nothing about their keys needs to be looked at.
 PLAIN_KEYS = {"role", "content"}
+THOUGHT_KEYS = {"role", "content", "thinking"}
 PLAIN_ROLES = ("user", "assistant", "system", "developer")
 NATIVE_KEYS = frozenset(("role", "weight", NATIVE))
 ROLE_LIST = ", ".join(ROLES)
@@ -151,7 +152,13 @@ def _plain_message(raw: Any, use: Use) -> Message | None:
 
     What it returns is what `_message` would, several times faster.
     """
-    if type(raw) is not dict or raw.keys() != PLAIN_KEYS:
+    if type(raw) is not dict:
+        return None
+    if raw.keys() == PLAIN_KEYS:
+        thinking = ""
+    elif raw.keys() == THOUGHT_KEYS and _is_plain_thought(raw["role"], raw["thinking"]):
+        thinking = raw["thinking"]
+    else:
         return None
     role, content = raw["role"], raw["content"]
     if role not in PLAIN_ROLES or type(content) is not str or not is_utf8(content):
@@ -168,7 +175,13 @@ def _plain_message(raw: Any, use: Use) -> Message | None:
     odd = tagged or "[" in content or "◁" in content or content[0] in "{ \n\t"
     if odd and (may_think(content) or may_call(content)):
         return None
-    return Message(role, content, weight=0.0 if use == "history" else 1.0)
+    return Message(role, content, thinking, weight=0.0 if use == "history" else 1.0)
+
+
+def _is_plain_thought(role: Any, thinking: Any) -> bool:
+    """Returns whether it is an assistant's thinking and nothing in it needs to be looked at."""
+    is_text = role == "assistant" and type(thinking) is str and is_utf8(thinking)
+    return is_text and not ("<" in thinking or "[" in thinking or "◁" in thinking)
 
 
 def _message(raw: Any, key: str, state: RowState, use: Use) -> Message | None:

@@ -87,7 +87,7 @@ def _has_standard_parts(message: Mapping[str, Any]) -> bool:
     """Returns whether thinking and calls, if any, are written as the chat format has them."""
     thought, given = message.get("thinking"), message.get("tool_calls")
     if thought is not None and (
-        type(thought) is not str or may_think(message.get("content") or "")
+        type(thought) is not str or may_think(thought) or may_think(message.get("content") or "")
     ):
         return False
     return given is None or (type(given) is list and all(map(calls.is_plain, given)))
