@@ -354,10 +354,11 @@ def test_nested_parquet_and_nulls_that_pandas_writes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "better"),
     [
-        ("a.jsonl", gzip.compress(LINES), "a.jsonl.gz"),
+        ("a.jsonl", gzip.compress(LINES, mtime=0), "a.jsonl.gz"),
         ("a.csv", PACK["zst"](LINES), "a.csv.zst"),
         ("a.txt", LINES, "a.jsonl"),
     ],
+    ids=["gzip", "zstd", "json"],
 )
 def test_the_advice_about_a_wrong_name_reads_the_file(
     tmp_path: Path, name: str, content: bytes, better: str
