@@ -81,7 +81,7 @@ def is_the_second_turn(history: list[oh.Message]) -> bool:
     return spoken.count("final") == 1 and spoken[-1] == "final"
 
 
-@settings(many, max_examples=2000)
+@settings(many, max_examples=1000)
 @given(conversation=conversations())
 def test_ids_equal_the_oracle_and_targets_parse_back(
     harmony_encoding: oh.HarmonyEncoding, conversation: Conversation

@@ -72,7 +72,7 @@ def is_read_or_refused(row: dict[str, Any], name: str | None, needs_answer: bool
         assert isinstance(example, Example)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(rows, st.sampled_from((None, *FORMATS)), st.booleans())
 def test_any_row_is_read_or_refused(row: dict[str, Any], name: str | None, answered: bool) -> None:
     is_read_or_refused(row, name, answered)
@@ -100,7 +100,7 @@ def damaged(draw: st.DrawFn) -> tuple[dict[str, Any], str]:
     return row, file.stem
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(damaged(), st.booleans())
 def test_a_damaged_row_is_read_or_refused(case: tuple[dict[str, Any], str], answered: bool) -> None:
     is_read_or_refused(*case, answered)
